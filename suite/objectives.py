@@ -1,0 +1,44 @@
+"""From a batch to one loss per run, for the two kinds of base that train here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from suite.batches import Batch
+from suite.packing import Head
+
+
+def classify(model: Any, head: Head, batch: Batch) -> Tensor:
+    """Logits `[runs, batch, classes]`: encoder, mean over real tokens, head of each run."""
+    hidden = model(input_ids=batch.tokens, attention_mask=batch.mask).last_hidden_state
+    weights = batch.mask.unsqueeze(-1).to(hidden.dtype)
+    return head((hidden * weights).sum(1) / weights.sum(1))
+
+
+def classification_loss(model: Any, head: Head, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each run over its items, `[runs]`."""
+    logits = classify(model, head, batch)
+    runs, items, classes = logits.shape
+    losses = functional.cross_entropy(logits.reshape(-1, classes), batch.labels.reshape(-1), reduction="none")
+    return losses.view(runs, items).mean(1)
+
+
+def language_loss(model: Any, runs: int, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each run over its target tokens, `[runs]`.
+
+    The vocabulary is only ever visited at positions that carry loss.
+    """
+    hidden = model.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    targets = batch.labels[:, 1:]
+    carries = targets != -100
+    logits = model.lm_head(hidden[:, :-1][carries])
+    losses = functional.cross_entropy(logits.float(), targets[carries], reduction="none").to(logits.dtype)
+    run_of = torch.arange(runs, device=losses.device).repeat_interleave(targets.shape[0] // runs)
+    owner = run_of[:, None].expand_as(targets)[carries]
+    sums = losses.new_zeros(runs).index_add(0, owner, losses)
+    counts = losses.new_zeros(runs).index_add(0, owner, torch.ones_like(losses))
+    return sums / counts.clamp(min=1)

@@ -1,0 +1,145 @@
+"""Puts a pack of runs on one frozen base: every adapted linear layer, and the task head, get a run axis.
+
+Samples of different runs lie one after the other in the batch (run-major), so the base sees one tall batch and only
+adapters and heads see runs. No operation of the base mixes samples, hence gradients of different runs stay apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from suite.method import Adapter, Layer, Method, Shapes, Start, seeded
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with an adapter beside it: `adapter(x, W x) + bias`."""
+
+    def __init__(self, base: nn.Linear, adapter: Adapter, runs: int) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+        self.runs = runs
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.base.weight)
+        per_run = self.adapter(x.reshape(self.runs, -1, x.shape[-1]), y.reshape(self.runs, -1, y.shape[-1]))
+        y = per_run.reshape(y.shape)
+        return y if self.base.bias is None else y + self.base.bias
+
+
+class Head(nn.Module):
+    """A linear classifier per run on pooled features: `[runs · batch, hidden] -> [runs, batch, classes]`.
+
+    Its start depends on the base and the task alone, not on the run's seed: gradients that are estimated once and
+    shared by all seeds flow through this head, and a step along them only makes sense where the run has the same one.
+    """
+
+    def __init__(self, hidden: int, classes: int, runs: int, key: Sequence[object]) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(hidden)
+        draw = (2 * torch.rand(classes, hidden, generator=seeded("head", *key), dtype=torch.float64) - 1) * bound
+        self.weight = nn.Parameter(draw.float().expand(runs, -1, -1).clone())
+        self.bias = nn.Parameter(torch.zeros(runs, 1, classes))
+        self.runs = runs
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        per_run = pooled.reshape(self.runs, -1, pooled.shape[-1])
+        return torch.baddbmm(self.bias, per_run, self.weight.mT)
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """One run's weight `[classes, hidden]` and bias `[classes]`."""
+        return {"weight": self.weight.data[run], "bias": self.bias.data[run, 0]}
+
+
+class Packed:
+    """A base with the adapters and heads of a pack attached. `detach()` gives the base back, untouched."""
+
+    def __init__(self, model: nn.Module, method: Method[Any], shapes: Shapes, starts: Sequence[Start],
+                 head: Head | None = None) -> None:
+        self.model = model
+        self.method = method
+        self.runs = len(starts)
+        self.head = head
+        self.adapters: dict[str, Adapter] = {}
+        self._wrapped: dict[str, AdaptedLinear] = {}
+        weight = next(model.parameters())
+        for layer in method.targets(starts[0].config, shapes):
+            adapter = method.adapter(layer, starts)
+            if adapter is not None:
+                self._attach(layer, adapter.to(weight.device))
+        if head is not None:
+            head.to(weight.device)
+        if method.trains == "base":
+            model.requires_grad_(True)
+
+    def _attach(self, layer: Layer, adapter: Adapter) -> None:
+        base = self.model.get_submodule(layer.name)
+        if not isinstance(base, nn.Linear):
+            raise TypeError(f"{layer.name} is a {type(base).__name__}, not a linear layer")
+        wrapped = AdaptedLinear(base, adapter, self.runs)
+        _replace(self.model, layer.name, wrapped)
+        self.adapters[layer.name] = adapter
+        self._wrapped[layer.name] = wrapped
+
+    def detach(self) -> None:
+        """Take the adapters off and freeze the base again."""
+        for name, wrapped in self._wrapped.items():
+            _replace(self.model, name, wrapped.base)
+        self._wrapped.clear()
+        self.model.requires_grad_(False)
+
+    def parameters(self) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
+        """Every trained tensor with its `[runs]` learning-rate ratio (None: 1)."""
+        for adapter in self.adapters.values():
+            ratios = adapter.lr_ratios()
+            for name, parameter in adapter.named_parameters():
+                yield parameter, ratios.get(name)
+        if self.method.trains == "base":
+            yield from ((parameter, None) for parameter in self.model.parameters())
+        if self.head is not None and self.method.trains != "nothing":
+            yield from ((parameter, None) for parameter in self.head.parameters())
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """One run's trained tensors by full name, without padding (the whole base for full fine-tuning)."""
+        tensors = {f"{layer}.{name}": tensor for layer, adapter in self.adapters.items()
+                   for name, tensor in adapter.state(run).items()}
+        if self.method.trains == "base":
+            tensors |= {name: parameter.data for name, parameter in self.model.named_parameters()}
+        if self.head is not None:
+            tensors |= {f"head.{name}": tensor for name, tensor in self.head.state(run).items()}
+        return tensors
+
+    @contextmanager
+    def merged(self, run: int) -> Iterator[nn.Module]:
+        """The plain base with one run's deltas added to copies of its weights; the base itself is not written."""
+        originals = {name: wrapped.base for name, wrapped in self._wrapped.items()}
+        try:
+            for name, base in originals.items():
+                wide = base.weight.double() + self.adapters[name].delta(run).double()
+                plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+                plain.weight = nn.Parameter(wide.to(base.weight.dtype), requires_grad=False)
+                plain.bias = base.bias
+                _replace(self.model, name, plain)
+            yield self.model
+        finally:
+            for name, wrapped in self._wrapped.items():
+                _replace(self.model, name, wrapped)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,44 @@
+"""Where the suite reads and writes. Everything hangs on two folders that the environment may move."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def results() -> Path:
+    """Folder of records, caches and the MLflow store: `$SUITE_RESULTS`, else `results/` of the repository."""
+    return Path(os.environ.get("SUITE_RESULTS", REPOSITORY / "results"))
+
+
+def runs() -> Path:
+    """One folder per run, named by the run's id."""
+    return results() / "runs"
+
+
+def cache() -> Path:
+    """Things that can be made again: gradient estimates."""
+    return results() / "cache"
+
+
+def assets() -> Path:
+    """Checked archives and what was unpacked from them: `$SUITE_ASSETS`, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "peft-suite"
+    return Path(os.environ.get("SUITE_ASSETS", default))
+
+
+def published() -> Path:
+    """The papers' tables as data; part of the repository."""
+    return REPOSITORY / "results" / "published"
+
+
+def studies() -> Path:
+    """The built-in study files."""
+    return Path(__file__).resolve().parent / "studies"
+
+
+def reports() -> Path:
+    """Where reports are written: `$SUITE_REPORTS`, else `reports/out/` of the repository."""
+    return Path(os.environ.get("SUITE_REPORTS", REPOSITORY / "reports" / "out"))

@@ -1,0 +1,203 @@
+"""What a run leaves behind. Records are the truth; MLflow and the report are views of them.
+
+One folder per run: `record.json` (written last and atomically: a run is done when it stands there), `curves.parquet`
+(step, loss, gradient norm, learning rate), `predictions.parquet` (one row per scored item) and, for trained runs,
+`adapter.safetensors`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from suite import paths
+from suite.errors import UserError
+from suite.specs import RunSpec
+
+Status = Literal["finished", "diverged", "failed", "skipped"]
+#: Statuses that need no further attempt. Failed runs are tried again by the next `suite run`.
+DONE: frozenset[str] = frozenset({"finished", "diverged", "skipped"})
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Score(Part):
+    """One metric on the scored split: `value` in 0..1 over `items`; `stderr` is the binomial standard error."""
+
+    metric: str
+    value: float
+    items: int
+    stderr: float
+
+
+class Trainable(Part):
+    """Trained scalars: of the adapter, of the task head, and both as a share of the base's parameters."""
+
+    adapter: int
+    head: int
+    total: int
+    share: float
+
+
+class Data(Part):
+    """What the run saw. `majority` is the rate of the most frequent label on the scored split (classification)."""
+
+    fingerprint: str
+    train: int
+    test: int
+    truncated: int
+    majority: float | None = None
+
+
+class Timings(Part):
+    """Wall-clock seconds of each phase. `prepare` counts gradient estimation only in the run that computed it."""
+
+    load: float = 0.0
+    prepare: float = 0.0
+    train: float = 0.0
+    evaluate: float = 0.0
+    save: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.load + self.prepare + self.train + self.evaluate + self.save
+
+
+class Throughput(Part):
+    """Training speed. `tokens` are real ones; `padding` is the share of padded positions in what was computed."""
+
+    steps: int
+    tokens: int
+    padding: float
+    tokens_per_second: float
+
+
+class Memory(Part):
+    """Peak bytes: resident set of the worker process while this pack ran, and of the device (None on CPU)."""
+
+    resident: int
+    device: int | None = None
+
+
+class Pack(Part):
+    """The pack that this run rode in: its size and this run's place in it."""
+
+    size: int
+    position: int
+
+
+class Record(Part):
+    """Everything one run left behind, but for the tables that stand beside it as parquet."""
+
+    id: str
+    spec: RunSpec
+    status: Status
+    reason: str = ""
+    scores: list[Score] = []
+    final_loss: float | None = None
+    trainable: Trainable | None = None
+    data: Data | None = None
+    timings: Timings = Timings()
+    throughput: Throughput | None = None
+    memory: Memory | None = None
+    pack: Pack | None = None
+    adapter_bytes: int | None = None
+    decode: dict[str, Any] | None = None
+    prepare: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    started: str = ""
+    finished: str = ""
+    trace: str = ""
+
+    @property
+    def score(self) -> Score | None:
+        """The task's main score."""
+        return self.scores[0] if self.scores else None
+
+    @property
+    def folder(self) -> Path:
+        return folder(self.id)
+
+    def curves(self) -> pd.DataFrame | None:
+        """Columns step, loss, gradient_norm, learning_rate; None when the run has none."""
+        return _table(self.folder / "curves.parquet")
+
+    def predictions(self) -> pd.DataFrame | None:
+        """Columns item, expected, predicted, correct (and, for generation, prompt and output); None when absent."""
+        return _table(self.folder / "predictions.parquet")
+
+
+def folder(run_id: str) -> Path:
+    """The folder of a run."""
+    return paths.runs() / run_id
+
+
+@contextmanager
+def writing(run_id: str) -> Iterator[Path]:
+    """A temporary folder for a run's files that becomes the run's folder, whole or not at all."""
+    paths.runs().mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{run_id}-", dir=paths.runs()))
+    try:
+        yield scratch
+        target = folder(run_id)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save(record: Record, curves: pd.DataFrame | None = None, predictions: pd.DataFrame | None = None,
+         adapter: dict[str, Any] | None = None) -> Record:
+    """Write a run's folder atomically; returns the record with `adapter_bytes` filled."""
+    from safetensors.torch import save_file
+
+    with writing(record.id) as scratch:
+        if curves is not None:
+            curves.to_parquet(scratch / "curves.parquet", index=False)
+        if predictions is not None:
+            predictions.to_parquet(scratch / "predictions.parquet", index=False)
+        if adapter is not None:
+            save_file(adapter, scratch / "adapter.safetensors")
+            size = (scratch / "adapter.safetensors").stat().st_size
+            record = record.model_copy(update={"adapter_bytes": size})
+        (scratch / "record.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    return record
+
+
+def load(run_id: str) -> Record | None:
+    """The record of a run, or None. Raises `UserError` when the file is there but is not a record."""
+    path = folder(run_id) / "record.json"
+    try:
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise UserError(f"{path} is not a record of this version of the suite: {error.errors()[0]['msg']}; "
+                        "delete its folder to run it again") from None
+
+
+def load_many(run_ids: Iterable[str]) -> dict[str, Record]:
+    """The records that exist among `run_ids`."""
+    found = {run_id: load(run_id) for run_id in run_ids}
+    return {run_id: record for run_id, record in found.items() if record is not None}
+
+
+def is_done(run_id: str) -> bool:
+    """Whether a run needs no further attempt."""
+    record = load(run_id)
+    return record is not None and record.status in DONE
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    return pd.read_parquet(path) if path.exists() else None

@@ -1,0 +1,140 @@
+"""What a run is: every choice that its result depends on, and nothing else.
+
+A `RunSpec` is immutable and its id is a hash of its content, so the same run asked for by two studies, or by two
+processes, is one run. Names, labels and study titles are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: Raised whenever the engine's numbers change for the same spec; part of every run's id.
+ENGINE_VERSION = 1
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Frozen(BaseModel):
+    """A strict value: unknown keys are refused, fields cannot be reassigned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(Frozen):
+    """How the trained parameters are updated. AdamW (Loshchilov & Hutter 2019), one schedule, one clip.
+
+    `learning_rate` is the peak; warm-up is linear over `warmup_ratio` of the steps; `cosine` and `linear` then fall
+    to `final_lr_ratio` of the peak. `clip` bounds the global gradient norm of one run. `max_length` counts tokens.
+    """
+
+    learning_rate: PositiveFloat
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 32
+    max_length: PositiveInt = 128
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    final_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    epsilon: PositiveFloat = 1e-8
+    clip: PositiveFloat | None = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Decode(Frozen):
+    """How text is generated, in full, so that no checkpoint's own generation config can leak in."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    num_beams: PositiveInt = 1
+    max_new_tokens: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _greedy_is_greedy(self) -> Decode:
+        if not self.do_sample and (self.temperature != 1.0 or self.top_p != 1.0 or self.num_beams != 1):
+            raise ValueError("greedy decoding takes temperature 1, top_p 1 and num_beams 1")
+        return self
+
+
+class Evaluation(Frozen):
+    """Which split is scored and when. Nothing is ever selected on the scored split."""
+
+    split: Literal["test", "validation"] = "test"
+    batch_size: PositiveInt = 64
+    selection: Literal["last-step"] = "last-step"
+    decode: Decode | None = None
+
+
+class BaseRef(Frozen):
+    id: str
+    revision: str
+
+
+class TaskRef(Frozen):
+    """A task at a version, cut to the first `train` and `test` items of its fixed shuffles (None: all)."""
+
+    id: str
+    version: int
+    train: PositiveInt | None = None
+    test: PositiveInt | None = None
+
+
+class MethodRef(Frozen):
+    id: str
+    version: int
+    config: dict[str, Any]
+
+
+class Budget(Frozen):
+    """How large the adapter may be. At present a rank (the reference rank for adaptive methods)."""
+
+    rank: PositiveInt
+
+
+class RunSpec(Frozen):
+    """One fully resolved cell of a study."""
+
+    base: BaseRef
+    task: TaskRef
+    method: MethodRef
+    budget: Budget | None
+    recipe: Recipe
+    evaluation: Evaluation
+    seed: Annotated[int, Field(ge=0)]
+    engine: int = ENGINE_VERSION
+
+    @cached_property
+    def id(self) -> str:
+        """Twelve hex digits of the SHA-256 of the canonical JSON of this spec."""
+        return digest(self.model_dump(mode="json"))[:12]
+
+    @property
+    def packing_key(self) -> tuple[str, ...]:
+        """Runs with equal keys share a base, a task, a method and a step structure, and may ride in one pack.
+
+        What may differ inside a pack: the method's config (rank, alpha ...), learning rate and seed.
+        """
+        recipe = self.recipe.model_copy(update={"learning_rate": 1.0})
+        return (
+            self.base.model_dump_json(),
+            self.task.model_dump_json(),
+            self.method.id,
+            recipe.model_dump_json(),
+            self.evaluation.model_dump_json(),
+        )
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON (sorted keys, no spaces) of a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,65 @@
+"""Fixed splits: where an item goes, and in which order it stands, follows from hashes of names alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+from suite.task import Item, Splits
+
+BALANCE = 0.02  # how far the mean label of a split may lie from the whole's
+
+
+def normalised(text: str) -> str:
+    """Lower-case words without punctuation: what must not stand in two splits."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def fraction(*parts: Any) -> float:
+    """A number in [0, 1) from the hash of `parts`: the same on every machine, for ever."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def distinct(rows: Iterable[tuple[Item, str]]) -> list[tuple[Item, str]]:
+    """The rows whose normalised text (with its pair) is not empty and has not been seen before."""
+    seen: dict[str, tuple[Item, str]] = {}
+    for item, group in rows:
+        key = normalised(f"{item.text} {item.pair or ''}")
+        if key:
+            seen.setdefault(key, (item, group))
+    return list(seen.values())
+
+
+def split(rows: Iterable[tuple[Item, str]], name: str, validation: float = 0.10, test: float = 0.25) -> Splits:
+    """Split items by their group, so that no group stands in two splits, and shuffle each split.
+
+    Args:
+        rows: items, each with the group (review, article, passage) it belongs to.
+        name: salt of the hashes, usually the task's id.
+        validation: expected share of groups in the validation split.
+        test: expected share of groups in the test split.
+
+    Groups are dealt out anew until the mean label of every split is within `BALANCE` of the whole's (long reviews
+    would otherwise tilt a small split); items without labels take the first deal. The order inside a split is by a
+    hash of the item's id: its first N items are a fixed random subset.
+    """
+    rows = list(rows)
+    labels = [item.label for item, _ in rows if item.label is not None]
+    for deal in count():
+        found: dict[str, list[Item]] = {"train": [], "validation": [], "test": []}
+        for item, group in rows:
+            place = fraction(name, deal, group)
+            found["test" if place < test else "validation" if place < test + validation else "train"].append(item)
+        if not labels or all(_near(items, sum(labels) / len(labels)) for items in found.values()):
+            break
+    for items in found.values():
+        items.sort(key=lambda item: fraction(name, "order", item.id))
+    return Splits(train=found["train"], validation=found["validation"], test=found["test"])
+
+
+def _near(items: list[Item], mean: float) -> bool:
+    return bool(items) and abs(sum(item.label or 0 for item in items) / len(items) - mean) < BALANCE

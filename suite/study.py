@@ -1,0 +1,288 @@
+"""A study file, read strictly and resolved into runs.
+
+A study holds rows (a method with options) and, per scale, tables: a base, tasks, which rows, budgets, learning rates,
+seeds, a recipe, an evaluation protocol and the published table it is held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from suite import bases, paths, registry
+from suite.errors import UserError, one_of
+from suite.specs import (
+    BaseRef,
+    Budget,
+    Evaluation,
+    Frozen,
+    MethodRef,
+    PositiveFloat,
+    PositiveInt,
+    Recipe,
+    RunSpec,
+    TaskRef,
+)
+
+Scale = Literal["desk", "bench", "paper"]
+SCALES: tuple[Scale, ...] = ("desk", "bench", "paper")
+
+
+class PaperRef(Frozen):
+    title: str
+    arxiv: str | None = None
+    year: int | None = None
+
+
+class Row(Frozen):
+    """One line of a table: a method, its options, and the name a reader sees."""
+
+    method: str
+    label: str
+    options: dict[str, Any] = {}
+
+
+class PublishedRef(Frozen):
+    """The published table this one is held against; `rows` maps our row names to the method names in it."""
+
+    table: str
+    columns: tuple[str, ...] = ()
+    rows: dict[str, str]
+
+
+class Table(Frozen):
+    """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row."""
+
+    title: str
+    base: str
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    rows: Annotated[tuple[str, ...], Field(min_length=1)]
+    reference: str
+    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    train: PositiveInt | None = None
+    test: PositiveInt | None = None
+    recipe: Recipe
+    learning_rates: dict[str, PositiveFloat] = {}
+    options: dict[str, dict[str, Any]] = {}
+    evaluation: Evaluation = Evaluation()
+    published: PublishedRef | None = None
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _reference_is_a_row(self) -> Table:
+        if self.reference not in self.rows:
+            raise ValueError(f"reference {self.reference!r} is not one of the rows {one_of(self.rows)}")
+        return self
+
+
+class Edition(Frozen):
+    about: str
+    tables: Annotated[dict[str, Table], Field(min_length=1)]
+
+
+class Study(Frozen):
+    """A study file. `scales` may hold any of desk, bench and paper."""
+
+    id: str
+    title: str
+    paper: PaperRef
+    about: str
+    rows: dict[str, Row]
+    scales: dict[Scale, Edition]
+
+    def edition(self, scale: str) -> Edition:
+        """The edition at a scale. Raises `UserError` naming the scales that the study has."""
+        if scale not in self.scales:
+            raise UserError(f"study {self.id}: no scale {scale!r}; use {one_of(list(self.scales))}")
+        return self.scales[scale]  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run and its place in the study: table, row, budget. Several cells may share one run."""
+
+    table: str
+    row: str
+    spec: RunSpec
+
+    @property
+    def rank(self) -> int | None:
+        return self.spec.budget.rank if self.spec.budget else None
+
+
+def names() -> list[str]:
+    """Ids of the built-in studies."""
+    return sorted(path.stem for path in paths.studies().glob("*.yaml"))
+
+
+def load(name: str) -> Study:
+    """Read a built-in study by id, or any study file by path.
+
+    Raises `UserError` naming the file, the key and what is allowed when anything in it is wrong.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else paths.studies() / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if path.parent == paths.studies() and not path.exists():
+            raise UserError(f"unknown study {name!r}: use {one_of(names())}, or the path of a .yaml file") from None
+        reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "unreadable")
+        raise UserError(f"{path}: {reason}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a study: the file must hold keys {one_of(list(Study.model_fields))}")
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Study)}") from None
+    _check_names(study, path)
+    return study
+
+
+def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
+    """Every cell of a study at a scale, in the order of the file: table, task, budget, row, seed.
+
+    `only` holds filters `key=value[,value]` with key table, task, method (row or method id), rank or seed.
+    Methods without a size appear once, not once per budget. Raises `UserError` on a wrong method option or filter.
+    """
+    filters = [_filter(text) for text in only]
+    found = list(_cells(study, scale))
+    for key, values in filters:
+        known = {value for cell in found for value in _facts(cell)[key]}
+        for value in values:
+            if value not in known:
+                raise UserError(f"--only {key}={value}: study {study.id} at {scale} has {key} {one_of(sorted(known))}")
+    return [cell for cell in found if all(set(_facts(cell)[key]) & values for key, values in filters)]
+
+
+def unique(found: Sequence[Cell]) -> list[RunSpec]:
+    """The distinct runs behind cells, in order."""
+    return list({cell.spec.id: cell.spec for cell in found}.values())
+
+
+def explain(error: ValidationError, model: type[Frozen]) -> str:
+    """The first problem of a validation error as one sentence: the key's path, what is wrong, what is allowed."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, first["loc"][:-1])
+        return f"{key}: unknown key" + (f"; use {one_of(fields)}" if fields else "")
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def resolve_method(row: Row, extra: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """A row's method and its typed config. Raises `UserError` naming the option and what is allowed."""
+    try:
+        method = registry.method(row.method)
+    except UserError as error:
+        raise UserError(f"{where}: method: {error}") from None
+    try:
+        return method, method.Config.model_validate({**extra, **row.options})
+    except ValidationError as error:
+        raise UserError(f"{where}: options of {row.method}: {explain(error, method.Config)}") from None
+
+
+def _cells(study: Study, scale: str) -> Iterator[Cell]:
+    for table_id, table in study.edition(scale).tables.items():
+        base = bases.get(table.base)
+        for task_id in table.tasks:
+            task = registry.task(task_id)
+            for position, budget in enumerate(table.budgets):
+                for row_id in table.rows:
+                    row = study.rows[row_id]
+                    where = f"study {study.id}, row {row_id}"
+                    method, config = resolve_method(row, table.options.get(row.method, {}), where)
+                    sized = method.with_budget(config, budget.rank)
+                    has_size = sized != config or "rank" in type(config).model_fields
+                    if not has_size and position > 0:
+                        continue
+                    shapes = bases.shapes(base, task)
+                    try:
+                        method.check(sized, shapes)
+                    except ValueError as error:
+                        raise UserError(f"{where}, base {base.id}: {error}") from None
+                    rate = table.learning_rates.get(row_id, table.recipe.learning_rate)
+                    for seed in table.seeds if method.trains != "nothing" else table.seeds[:1]:
+                        yield Cell(table_id, row_id, RunSpec(
+                            base=BaseRef(id=base.id, revision=base.revision),
+                            task=TaskRef(id=task.id, version=task.version, train=table.train, test=table.test),
+                            method=MethodRef(id=method.id, version=method.version,
+                                             config=sized.model_dump(mode="json")),
+                            budget=budget if has_size else None,
+                            recipe=table.recipe.model_copy(update={"learning_rate": rate}),
+                            evaluation=table.evaluation,
+                            seed=seed,
+                        ))
+
+
+def _check_names(study: Study, path: Path) -> None:
+    """Every name in the file must exist: rows, tasks, bases, options of methods."""
+    for scale, edition in study.scales.items():
+        for table_id, table in edition.tables.items():
+            where = f"{path}: scales.{scale}.tables.{table_id}"
+            for key, used in (("rows", table.rows), ("learning_rates", table.learning_rates)):
+                for row in used:
+                    if row not in study.rows:
+                        raise UserError(f"{where}.{key}: unknown row {row!r}; use {one_of(list(study.rows))}")
+            if table.base not in bases.known():
+                raise UserError(f"{where}.base: unknown base {table.base!r}; use {one_of(sorted(bases.known()))}")
+            for task in table.tasks:
+                if task not in registry.tasks():
+                    raise UserError(f"{where}.tasks: unknown task {task!r}; use {one_of(sorted(registry.tasks()))}")
+            for method in table.options:
+                if method not in registry.methods():
+                    raise UserError(f"{where}.options: unknown method {method!r}; "
+                                    f"use {one_of(sorted(registry.methods()))}")
+    for row_id, row in study.rows.items():
+        resolve_method(row, {}, f"{path}: rows.{row_id}")
+
+
+def _filter(text: str) -> tuple[str, set[str]]:
+    key, separator, values = text.partition("=")
+    if not separator or key not in ("table", "task", "method", "rank", "seed"):
+        raise UserError(f"--only {text}: write key=value with key table, task, method, rank or seed")
+    return key, set(values.split(","))
+
+
+def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
+    return {
+        "table": (cell.table,),
+        "task": (cell.spec.task.id,),
+        "method": (cell.row, cell.spec.method.id),
+        "rank": (str(cell.rank),),
+        "seed": (str(cell.spec.seed),),
+    }
+
+
+def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+    """Field names of the model that stands at a location inside another, or none if it cannot be told."""
+    import typing
+
+    current: Any = model
+    for part in location:
+        fields = getattr(current, "model_fields", None)
+        if fields is not None and part in fields:
+            current = fields[part].annotation
+        candidates = [current, *typing.get_args(current)]
+        for candidate in candidates:
+            candidates.extend(typing.get_args(candidate))
+        models = [c for c in candidates if hasattr(c, "model_fields")]
+        current = models[-1] if models else current
+    return list(getattr(current, "model_fields", {}))
+
+
+__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "unique"]

@@ -1,0 +1,66 @@
+"""The training loop of a pack, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from suite import optimiser
+from suite.batches import Batch, EncodedSet, collate, training_order
+from suite.packing import Packed
+from suite.specs import RunSpec
+
+#: Steps between two looks at the device: the only moments at which the host waits for it.
+REPORT_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Curves `[steps, runs]`, which runs stayed finite `[runs]`, and what it cost."""
+
+    losses: Tensor
+    norms: Tensor
+    rates: Tensor
+    alive: list[bool]
+    seconds: float
+    tokens: list[int]  # real training tokens of each run
+    padding: float
+
+
+def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: Callable[[Batch], Tensor],
+          progress: Callable[[int, int], None]) -> Trained:
+    """Train every run of a pack on its own order of the data. `loss_of(batch)` gives one loss per run, `[runs]`."""
+    recipe = specs[0].recipe
+    orders = [training_order(data, recipe.batch_size, recipe.epochs, spec.seed) for spec in specs]
+    steps = len(orders[0])
+    factors = optimiser.schedule(recipe, steps)
+    adamw = optimiser.PackedAdamW(packed.parameters(), len(specs), [s.recipe.learning_rate for s in specs], recipe)
+    losses = torch.zeros(steps, len(specs), device=adamw.device, dtype=adamw.rates.dtype)
+    norms = torch.zeros_like(losses)
+    real = positions = 0
+    taken = steps
+    started = time.perf_counter()
+
+    for step in range(steps):
+        batch = collate(data, [order[step] for order in orders], adamw.device)
+        loss = loss_of(batch)
+        loss.sum().backward()
+        losses[step] = loss.detach()
+        norms[step] = adamw.step(losses[step], float(factors[step]))
+        real += batch.real
+        positions += batch.positions
+        if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
+            progress(step + 1, steps)
+            if not bool(adamw.alive.any()):
+                taken = step + 1
+                break
+
+    alive = adamw.alive.tolist()
+    rates = factors[:taken, None] * torch.tensor([s.recipe.learning_rate for s in specs])
+    tokens = [sum(len(data.items[i].tokens) for batch in order[:taken] for i in batch) for order in orders]
+    return Trained(losses[:taken].cpu(), norms[:taken].cpu(), rates, alive, time.perf_counter() - started, tokens,
+                   1 - real / positions)

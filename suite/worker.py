@@ -1,0 +1,301 @@
+"""Runs one pack from specs to records, keeping bases, tokenised data and gradients warm between packs."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from suite import bases, data, environment, gradients, metrics, objectives, records, registry
+from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
+from suite.generation import evaluate_generation
+from suite.method import Context, GradientRequest, Method, Preparation, Shapes, Start
+from suite.packing import Head, Packed
+from suite.records import Data, Memory, Pack, Record, Score, Throughput, Timings, Trainable
+from suite.specs import ENGINE_VERSION, RunSpec, TaskRef, digest
+from suite.task import Task, TaskData
+from suite.training import Trained, train
+
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+
+@dataclass
+class Outcome:
+    """What evaluation says of one run."""
+
+    score: Score
+    predictions: pd.DataFrame
+    decode: dict[str, Any] | None = None
+
+
+class Worker:
+    """One process's warm state. `threads` is fixed so that sums are added in one order whatever the machine."""
+
+    def __init__(self, device: str = "cpu", threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+        self.device = torch.device(device)
+        self.environment = environment.snapshot(device=device, threads=threads)
+        self._bases: dict[str, bases.LoadedBase] = {}
+        self._encoded: dict[str, EncodedSet] = {}
+
+    def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
+        """Run a pack and write its records. A pack that fails is tried run by run; a run that fails alone is
+        recorded as failed, with its trace."""
+        try:
+            return self._run(specs, progress)
+        except Exception as error:
+            self._forget()
+            if len(specs) > 1:
+                return [record for spec in specs for record in self.run([spec], progress)]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            now = _now()
+            return [records.save(Record(id=specs[0].id, spec=specs[0], status="failed", reason=reason,
+                                        environment=self.environment, started=now, finished=now,
+                                        trace=traceback.format_exc()))]
+
+    def _run(self, specs: Sequence[RunSpec], progress: Progress) -> list[Record]:
+        clock = _Clock()
+        first = specs[0]
+        method = registry.method(first.method.id)
+        task = registry.task(first.task.id)
+        base = bases.get(first.base.id)
+        reason = method.skip(base.kind, task.kind)
+        if reason is not None:
+            return [records.save(Record(id=spec.id, spec=spec, status="skipped", reason=reason, started=clock.began,
+                                        finished=_now(), environment=self.environment)) for spec in specs]
+
+        with environment.PeakMemory(self.device.type) as memory:
+            progress("load", 0, 1)
+            loaded = self._base(first.base.id, first.recipe.precision)
+            items = data.load(first.task)
+            train_set = self._encode(loaded, items, first.task, "train", first.recipe.max_length)
+            shapes = bases.shapes(base, task)
+            configs = [method.Config.model_validate(spec.method.config) for spec in specs]
+            clock.phase("load")
+
+            progress("prepare", 0, 1)
+            prepared = [self._prepare(method, config, spec, loaded, items, train_set, shapes)
+                        for config, spec in zip(configs, specs, strict=True)]
+            starts = [Start(config, spec.seed, preparation.data)
+                      for config, spec, preparation in zip(configs, specs, prepared, strict=True)]
+            packed = Packed(loaded.model, method, shapes, starts, self._head(loaded, task, len(specs)))
+            clock.phase("prepare")
+            try:
+                trained = None
+                if method.trains != "nothing":
+                    trained = train(packed, specs, train_set, self._loss(packed, task),
+                                    lambda done, total: progress("train", done, total))
+                clock.phase("train")
+                progress("evaluate", 0, 1)
+                with torch.no_grad():
+                    outcomes = self._evaluate(packed, loaded, items, specs)
+                clock.phase("evaluate")
+                states = [self._state(packed, run) for run in range(len(specs))]
+            finally:
+                packed.detach()
+                if method.trains == "base":
+                    self._forget()
+        clock.phase("save")
+
+        results = []
+        for run, spec in enumerate(specs):
+            adapter = method.trained(configs[run], shapes, prepared[run].data)
+            head = shapes.head if method.trains != "nothing" else 0
+            total = adapter + head
+            diverged = trained is not None and not trained.alive[run]
+            results.append(records.save(
+                Record(
+                    id=spec.id,
+                    spec=spec,
+                    status="diverged" if diverged else "finished",
+                    reason="loss or gradient norm stopped being finite" if diverged else "",
+                    scores=[outcomes[run].score],
+                    final_loss=_final_loss(trained, run),
+                    trainable=Trainable(adapter=adapter, head=head, total=total, share=total / shapes.parameters),
+                    data=Data(fingerprint=items.fingerprint, train=len(items.train), test=len(items.test),
+                              truncated=train_set.truncated, majority=_majority(items, spec)),
+                    timings=clock.shared(len(specs)),
+                    throughput=_throughput(trained, run),
+                    memory=Memory(resident=memory.resident, device=memory.device),
+                    pack=Pack(size=len(specs), position=run),
+                    decode=outcomes[run].decode,
+                    prepare=prepared[run].report,
+                    environment=self.environment,
+                    started=clock.began,
+                    finished=_now(),
+                ),
+                curves=_curves(trained, run),
+                predictions=outcomes[run].predictions,
+                adapter=states[run],
+            ))
+        return results
+
+    def _base(self, base_id: str, precision: str) -> bases.LoadedBase:
+        if base_id not in self._bases:
+            self._forget()
+            loaded = bases.load(bases.get(base_id), dtype=getattr(torch, precision))
+            loaded.model.to(self.device)
+            self._bases[base_id] = loaded
+        return self._bases[base_id]
+
+    def _forget(self) -> None:
+        self._bases.clear()
+        gc.collect()
+
+    def _encode(self, loaded: bases.LoadedBase, items: TaskData, ref: TaskRef, split: str, length: int) -> EncodedSet:
+        key = digest([loaded.base.id, ref.model_dump(), split, length])
+        if key not in self._encoded:
+            generation = items.task.kind == "generation"
+            self._encoded[key] = encode(loaded.tokenizer, getattr(items, split), length, generation)
+        return self._encoded[key]
+
+    def _head(self, loaded: bases.LoadedBase, task: Task, runs: int) -> Head | None:
+        if task.kind != "classification":
+            return None
+        head = Head(loaded.hidden_size, len(task.labels), runs, (loaded.base.id, task.id, task.version))
+        return head.to(self.device, next(loaded.model.parameters()).dtype)
+
+    def _loss(self, packed: Packed, task: Task) -> Callable[[Batch], Tensor]:
+        head = packed.head
+        if head is not None:
+            return lambda batch: objectives.classification_loss(packed.model, head, batch)
+        return lambda batch: objectives.language_loss(packed.model, packed.runs, batch)
+
+    def _prepare(self, method: Method[Any], config: Any, spec: RunSpec, loaded: bases.LoadedBase, items: TaskData,
+                 train_set: EncodedSet, shapes: Shapes) -> Preparation:
+        def stored(request: GradientRequest) -> Mapping[str, Tensor]:
+            key = digest([ENGINE_VERSION, spec.base.model_dump(), items.fingerprint, spec.recipe.max_length,
+                          spec.recipe.precision, vars(request)])[:16]
+            return gradients.cached(key, lambda folder: self._estimate(request, folder, loaded, items, train_set, shapes))
+
+        return method.prepare(config, Context(
+            shapes=shapes,
+            weight=lambda name: loaded.model.get_submodule(name).weight,
+            gradients=stored,
+            seed=spec.seed,
+        ))
+
+    def _estimate(self, request: GradientRequest, folder: Path, loaded: bases.LoadedBase, items: TaskData,
+                  train_set: EncodedSet, shapes: Shapes) -> None:
+        per_epoch = math.ceil(len(train_set) / request.batch_size)
+        epochs = math.ceil(request.batches / per_epoch)
+        order = training_order(train_set, request.batch_size, epochs, ("gradients", request.seed))
+        head = self._head(loaded, items.task, 1)
+
+        def losses() -> Iterator[Tensor]:
+            for indices in itertools.islice(order, request.batches):
+                batch = collate(train_set, [indices], self.device)
+                if head is not None:
+                    yield objectives.classification_loss(loaded.model, head.requires_grad_(False), batch).sum()
+                else:
+                    yield objectives.language_loss(loaded.model, 1, batch).sum()
+
+        gradients.estimate(loaded.model, shapes.layers, losses(), folder)
+
+    def _evaluate(self, packed: Packed, loaded: bases.LoadedBase, items: TaskData,
+                  specs: Sequence[RunSpec]) -> list[Outcome]:
+        evaluation = specs[0].evaluation
+        task = items.task
+        scored = items.test if evaluation.split == "test" else items.validation
+        if packed.head is None:
+            assert evaluation.decode is not None
+            outcomes = []
+            for run in range(packed.runs):
+                with packed.merged(run) as model:
+                    result = evaluate_generation(model, loaded.tokenizer, task, scored, evaluation.decode,
+                                                 evaluation.batch_size)
+                outcomes.append(Outcome(_score(task.metric, result.value, len(scored)), result.predictions,
+                                        result.decode))
+            return outcomes
+
+        encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
+        predicted = torch.zeros(packed.runs, len(encoded), dtype=torch.long)
+        for indices in scoring_order(encoded, evaluation.batch_size):
+            batch = collate(encoded, [indices] * packed.runs, self.device)
+            predicted[:, indices] = objectives.classify(packed.model, packed.head, batch).argmax(-1).cpu()
+        expected = [item.label for item in scored]
+        outcomes = []
+        for run in range(packed.runs):
+            own = predicted[run].tolist()
+            table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected, "predicted": own})
+            table["correct"] = table["expected"] == table["predicted"]
+            outcomes.append(Outcome(_score(task.metric, metrics.compute(task.metric, own, expected), len(scored)), table))
+        return outcomes
+
+    def _state(self, packed: Packed, run: int) -> dict[str, Tensor] | None:
+        """What is worth keeping: adapters and heads. A fully fine-tuned base is as large as the base and is not."""
+        if packed.method.trains in ("base", "nothing"):
+            return None
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in packed.state(run).items()}
+
+
+class _Clock:
+    """Wall-clock phases of a pack."""
+
+    def __init__(self) -> None:
+        self.began = _now()
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def phase(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+    def shared(self, runs: int) -> Timings:
+        """Each run's equal share of the pack's time."""
+        return Timings(**{name: seconds / runs for name, seconds in self.seconds.items()})
+
+
+def _score(metric: str, value: float, items: int) -> Score:
+    return Score(metric=metric, value=value, items=items, stderr=math.sqrt(value * (1 - value) / items))
+
+
+def _majority(items: TaskData, spec: RunSpec) -> float | None:
+    if items.task.kind != "classification":
+        return None
+    scored = items.test if spec.evaluation.split == "test" else items.validation
+    counts = [sum(item.label == label for item in scored) for label in range(len(items.task.labels))]
+    return max(counts) / len(scored)
+
+
+def _final_loss(trained: Trained | None, run: int) -> float | None:
+    """Mean training loss over the last tenth of the steps (None when it is not finite)."""
+    if trained is None:
+        return None
+    tail = trained.losses[-max(1, len(trained.losses) // 10):, run].double().mean().item()
+    return tail if math.isfinite(tail) else None
+
+
+def _throughput(trained: Trained | None, run: int) -> Throughput | None:
+    if trained is None:
+        return None
+    return Throughput(steps=len(trained.losses), tokens=trained.tokens[run], padding=trained.padding,
+                      tokens_per_second=sum(trained.tokens) / trained.seconds)
+
+
+def _curves(trained: Trained | None, run: int) -> pd.DataFrame | None:
+    if trained is None:
+        return None
+    return pd.DataFrame({
+        "step": range(1, len(trained.losses) + 1),
+        "loss": trained.losses[:, run].tolist(),
+        "gradient_norm": trained.norms[:, run].tolist(),
+        "learning_rate": trained.rates[:, run].tolist(),
+    })
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

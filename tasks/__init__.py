@@ -1,0 +1,1 @@
+"""The tasks, one file per family: source, reading, score."""
