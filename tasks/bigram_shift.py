@@ -1,15 +1,15 @@
 """Has the order of two adjacent words been swapped? The bigram-shift probe of Conneau et al. (2018) on other sentences.
 
-Two items, the second with `are` and `his` swapped:
+Two items, the second with `a` and `model` swapped:
 
     "The Son's Room is a triumph of gentility that earns its moments of pathos."   label 1 (untouched)
-    "There are more shots than typical footage hurts which the impact."            label 0 (swapped)
+    "A finely tuned mood piece, model a of menacing atmosphere."                    label 0 (swapped)
 
 The sentences are those of the rated New York Times editorials and movie snippets of Hutto & Gilbert (2014): 6 to 30
 words, from a capital to a full stop, question or exclamation mark. Half of every split is swapped. A swapped sentence
-never stands beside its original: each sentence is used once. The first word is not moved (its capital would tell), nor
-is a word with punctuation, nor are two equal words swapped. Some swaps leave a good sentence ("an old red car"), so a
-perfect score is out of reach for man and machine.
+never stands beside its original: each sentence is used once. The first word of a sentence is not moved (its capital
+would tell), nor is a word with punctuation, nor are two equal words swapped. Some swaps leave a good sentence ("an old
+red car"), so a perfect score is out of reach for man and machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from suite.task import Item, Source, Splits, Task
 from tasks.sentiment import read
 
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
+_SENTENCE_END = re.compile(r"[.?!:]\W*$")
 _FILES = (
     ("nyt", "nytEditorialSnippets_GroundTruth.txt", 5190),
     ("movie", "movieReviewSnippets_GroundTruth.txt", 10605),
@@ -38,7 +39,7 @@ class BigramShift(Task):
     metric = "accuracy"
     source = Source(asset="hutto-2014", note="sentences of vaderSentiment 3.2.1, swapped here")
     labels = ("unacceptable", "acceptable")
-    sizes: ClassVar = {"train": 0, "validation": 0, "test": 0}
+    sizes: ClassVar = {"train": 8093, "validation": 1184, "test": 3102}
     mean_tokens = 25
     citation = (
         "Conneau, Kruszewski, Lample, Barrault & Baroni (2018), What you can cram into a single $&!#* vector: Probing "
@@ -62,7 +63,10 @@ def swap_places(text: str) -> list[int]:
     return [
         i
         for i in range(1, len(words) - 1)
-        if _WORD.fullmatch(words[i]) and _WORD.fullmatch(words[i + 1]) and words[i].lower() != words[i + 1].lower()
+        if _WORD.fullmatch(words[i])
+        and _WORD.fullmatch(words[i + 1])
+        and words[i].lower() != words[i + 1].lower()
+        and not _SENTENCE_END.search(words[i - 1])
     ]
 
 

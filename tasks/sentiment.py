@@ -24,9 +24,10 @@ from suite.task import Item, Source, Splits, Task
 NEUTRAL = 0.5  # |mean rating| below this gives no label
 
 # Words by which the contrived tweets differ from the tweets that they reword.
-_BOOSTERS = frozenset(
-    "absolutely best especially extremely fucking major really seriously so super totally uber very worse".split()
-)
+_BOOSTERS = frozenset((
+    *("absolutely", "best", "especially", "extremely", "fucking", "major", "really"),
+    *("seriously", "so", "super", "totally", "uber", "very", "worse"),
+))
 
 
 class Sentiment(Task):
@@ -74,8 +75,8 @@ class MovieSentiment(Sentiment):
     title = "Sentiment of snippets from movie reviews"
     file = "movieReviewSnippets_GroundTruth.txt"
     rows = 10605
-    sizes: ClassVar = {"train": 0, "validation": 0, "test": 0}
-    mean_tokens = 25
+    sizes: ClassVar = {"train": 6568, "validation": 1000, "test": 2502}
+    mean_tokens = 27
 
 
 class AmazonSentiment(Sentiment):
@@ -83,8 +84,8 @@ class AmazonSentiment(Sentiment):
     title = "Sentiment of sentences from Amazon product reviews"
     file = "amazonReviewSnippets_GroundTruth.txt"
     rows = 3708
-    sizes: ClassVar = {"train": 0, "validation": 0, "test": 0}
-    mean_tokens = 25
+    sizes: ClassVar = {"train": 1878, "validation": 326, "test": 764}
+    mean_tokens = 23
 
     def group(self, row: str, text: str) -> str:
         return row.split("_")[0]  # the review
@@ -95,8 +96,8 @@ class NytSentiment(Sentiment):
     title = "Sentiment of sentences from New York Times editorials"
     file = "nytEditorialSnippets_GroundTruth.txt"
     rows = 5190
-    sizes: ClassVar = {"train": 0, "validation": 0, "test": 0}
-    mean_tokens = 25
+    sizes: ClassVar = {"train": 1804, "validation": 310, "test": 817}
+    mean_tokens = 26
 
     def group(self, row: str, text: str) -> str:
         return row.split("_")[0]  # the article
@@ -107,8 +108,8 @@ class TweetSentiment(Sentiment):
     title = "Sentiment of tweets"
     file = "tweets_GroundTruth.txt"
     rows = 4200
-    sizes: ClassVar = {"train": 0, "validation": 0, "test": 0}
-    mean_tokens = 25
+    sizes: ClassVar = {"train": 2142, "validation": 339, "test": 797}
+    mean_tokens = 23
 
     def group(self, row: str, text: str) -> str:
         words = [word for word in normalised(re.sub(r"http\S+", "", text)).split() if word not in _BOOSTERS]
