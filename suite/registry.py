@@ -23,13 +23,13 @@ T = TypeVar("T")
 @cache
 def methods() -> dict[str, Method]:
     """Every registered method by id."""
-    return _collect("methods", "peft_suite.methods", Method)
+    return _collect("methods", "peft_suite.methods", Method)  # type: ignore[type-abstract]
 
 
 @cache
 def tasks() -> dict[str, Task]:
     """Every registered task by id."""
-    return _collect("tasks", "peft_suite.tasks", Task)
+    return _collect("tasks", "peft_suite.tasks", Task)  # type: ignore[type-abstract]
 
 
 def method(name: str) -> Method:

@@ -15,6 +15,7 @@ red car"), so a perfect score is out of reach for man and machine.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -83,7 +84,7 @@ def _is_sentence(text: str) -> bool:
     return 6 <= len(text.split()) <= 30 and text[0].isupper() and text[-1] in ".?!"
 
 
-def _half(items: list[Item]) -> list[Item]:
+def _half(items: Sequence[Item]) -> list[Item]:
     """Swap every other item in the order of a hash of their ids; the order of the split stays."""
     ranked = sorted(items, key=lambda item: fraction(item.id, "swap"))
     shifted = {item.id for item in ranked[::2]}
