@@ -29,6 +29,12 @@ def assets() -> Path:
     return Path(os.environ.get("SUITE_ASSETS", default))
 
 
+def datasets() -> Path | None:
+    """Copies of data sets' hub repositories, as OWNER/NAME: `$SUITE_DATASETS`, or none."""
+    given = os.environ.get("SUITE_DATASETS")
+    return Path(given) if given else None
+
+
 def published() -> Path:
     """The papers' tables as data; part of the repository."""
     return REPOSITORY / "results" / "published"

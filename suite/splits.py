@@ -29,7 +29,7 @@ def distinct(rows: Iterable[tuple[Item, str]]) -> list[tuple[Item, str]]:
     """The rows whose normalised text (with its pair) is not empty and has not been seen before."""
     seen: dict[str, tuple[Item, str]] = {}
     for item, group in rows:
-        key = normalised(f"{item.text} {item.pair or ''}")
+        key = _key(item)
         if key:
             seen.setdefault(key, (item, group))
     return list(seen.values())
@@ -64,6 +64,38 @@ def split(rows: Iterable[tuple[Item, str]], name: str, validation: float = 0.10,
     for items in found.values():
         items.sort(key=lambda item: fraction(name, "order", item.id))
     return Splits(train=found["train"], validation=found["validation"], test=found["test"])
+
+
+def hold_out(rows: Iterable[tuple[Item, str]], test: Iterable[Item], name: str, validation: int) -> Splits:
+    """Cut a validation split from the end of a data set's own training split; its own test split stays whole.
+
+    Args:
+        rows: training items, each with the group that must stay in one split.
+        test: the items that are reported on.
+        name: salt of the hashes, usually the task's id.
+        validation: how many items to cut; the group that reaches the number is cut whole.
+
+    Groups are put in the order of a hash of their names, and the last ones are cut. A training item whose
+    text stands in the test split is left out. The order inside a split is by a hash of the item's id.
+    """
+    test = list(test)
+    scored = {_key(item) for item in test}
+    groups: dict[str, list[Item]] = {}
+    for item, group in rows:
+        if _key(item) not in scored:
+            groups.setdefault(group, []).append(item)
+    held: list[Item] = []
+    for group in sorted(groups, key=lambda group: -fraction(name, "held out", group)):
+        if len(held) >= validation:
+            break
+        held.extend(groups.pop(group))
+    rest = [item for items in groups.values() for item in items]
+    parts = (sorted(part, key=lambda item: fraction(name, "order", item.id)) for part in (rest, held, test))
+    return Splits(*parts)
+
+
+def _key(item: Item) -> str:
+    return normalised(f"{item.text} {item.pair or ''}")
 
 
 def _near(items: list[Item], mean: float) -> bool:

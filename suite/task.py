@@ -13,8 +13,12 @@ Kind = Literal["classification", "generation"]
 
 @dataclass(frozen=True)
 class Item:
-    """One example. Classification: `text` (and `pair`) with an integer `label`. Generation: `text` is the prompt
-    and `target` the string to be produced. `id` is stable across machines and runs: results are paired by it."""
+    """One example. `id` is stable across machines and runs: results are paired by it.
+
+    Classification: `text` (and `pair`) with an integer `label`. Generation: `text` is the prompt and `target`
+    the string to be produced. An encoder reads `text` and `pair`; a text-to-text base reads `Task.prompt` and
+    writes `Task.answer`.
+    """
 
     id: str
     text: str
@@ -34,7 +38,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data comes from: a packaged asset (id in `suite.assets`) or a data set on the hub at a revision."""
+    """Where data comes from: a packaged asset (id in `suite.assets`), or the hub at a revision."""
 
     asset: str | None = None
     hub: str | None = None
@@ -46,7 +50,8 @@ class Source:
 class Task(ABC):
     """One data set with fixed splits, a reading, and a metric. Subclasses are found by `suite.registry`.
 
-    A correction to the data, the splits, the prompt or the metric raises `version`; published results keep theirs.
+    A correction to the data, the splits, the prompt or the metric raises `version`; published results keep
+    theirs.
     """
 
     id: ClassVar[str]
@@ -66,6 +71,22 @@ class Task(ABC):
 
         Raises `UserError` when a file, a column or a split is not what the task's version says it is.
         """
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Everything that `load` reads; `source` is where the training items come from."""
+        return (self.source,)
+
+    def prompt(self, item: Item) -> str:
+        """What a text-to-text base reads: the item's text, and its pair on a line of its own."""
+        return item.text if item.pair is None else f"{item.text}\n{item.pair}"
+
+    def answer(self, item: Item) -> str:
+        """What a text-to-text base is to write: the item's target, or the word of its label."""
+        if item.target is not None:
+            return item.target
+        assert item.label is not None, f"{item.id} has neither target nor label"
+        return self.labels[item.label]
 
     def lm_eval_config(self, test_file: Path) -> dict[str, object] | None:
         """The task's `lm-eval` configuration over a local JSON-lines file, for generation tasks."""
