@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
-from suite import paths
+from suite import paths, yamlfile
 from suite.errors import UserError, one_of
 from suite.specs import Frozen
 
@@ -56,8 +55,8 @@ class Protocol(Frozen):
 class PublishedCell(Frozen):
     """A printed number. `mean` is None where the paper has a cell whose number we do not know."""
 
-    mean: float | None = None
-    sd: Annotated[float, Field(ge=0)] | None = None
+    mean: FiniteFloat | None = None
+    sd: Annotated[FiniteFloat, Field(ge=0)] | None = None
     evidence: Evidence
 
 
@@ -90,7 +89,7 @@ class Claim(Frozen):
     """A sentence of the paper that carries a number, or none."""
 
     text: str
-    value: float | None = None
+    value: FiniteFloat | None = None
     evidence: Evidence
 
 
@@ -110,7 +109,7 @@ class PublishedTable(Frozen):
         """The row of a method: the one at `rank` when there are several, else the first."""
         rows = [row for row in self.rows if row.method == method]
         at_rank = [row for row in rows if rank is not None and row.rank == rank]
-        return (at_rank or rows or [None])[0]
+        return next(iter(at_rank or rows), None)
 
 
 def names() -> list[str]:
@@ -126,33 +125,12 @@ def load(name: str) -> PublishedTable:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else paths.published() / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = yamlfile.load(path, PublishedTable)
     except FileNotFoundError:
         raise UserError(f"unknown published table {name!r}: use {one_of(names())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a published table: it must hold keys {one_of(list(PublishedTable.model_fields))}")
-    try:
-        table = PublishedTable.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
     for key, problem in _problems(table, path.stem):
         raise UserError(f"{path}: {key}: {problem}")
     return table
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the file"
-    message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
 def _problems(table: PublishedTable, stem: str) -> list[tuple[str, str]]:

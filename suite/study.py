@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from suite import bases, paths, registry
+from suite import bases, paths, published, registry, yamlfile
 from suite.errors import UserError, one_of
 from suite.specs import (
     BaseRef,
@@ -44,7 +43,7 @@ class Row(Frozen):
 
     method: str
     label: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class PublishedRef(Frozen):
@@ -68,8 +67,8 @@ class Table(Frozen):
     train: PositiveInt | None = None
     test: PositiveInt | None = None
     recipe: Recipe
-    learning_rates: dict[str, PositiveFloat] = {}
-    options: dict[str, dict[str, Any]] = {}
+    learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     published: PublishedRef | None = None
     notes: tuple[str, ...] = ()
@@ -78,6 +77,14 @@ class Table(Frozen):
     def _reference_is_a_row(self) -> Table:
         if self.reference not in self.rows:
             raise ValueError(f"reference {self.reference!r} is not one of the rows {one_of(self.rows)}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_stands_twice(self) -> Table:
+        for key in ("tasks", "rows", "budgets", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} must not name anything twice")
         return self
 
 
@@ -100,7 +107,7 @@ class Study(Frozen):
         """The edition at a scale. Raises `UserError` naming the scales that the study has."""
         if scale not in self.scales:
             raise UserError(f"study {self.id}: no scale {scale!r}; use {one_of(list(self.scales))}")
-        return self.scales[scale]  # type: ignore[index]
+        return self.scales[scale]
 
 
 @dataclass(frozen=True)
@@ -128,24 +135,11 @@ def load(name: str) -> Study:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else paths.studies() / f"{name}.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        if path.parent == paths.studies() and not path.exists():
-            raise UserError(f"unknown study {name!r}: use {one_of(names())}, or the path of a .yaml file") from None
-        reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "unreadable")
-        raise UserError(f"{path}: {reason}") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a study: the file must hold keys {one_of(list(Study.model_fields))}")
-    try:
-        study = Study.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Study)}") from None
+        study = yamlfile.load(path, Study)
+    except FileNotFoundError:
+        if path.parent != paths.studies():
+            raise UserError(f"{path}: no such file") from None
+        raise UserError(f"unknown study {name!r}: use {one_of(names())}, or the path of a .yaml file") from None
     _check_names(study, path)
     return study
 
@@ -171,19 +165,6 @@ def unique(found: Sequence[Cell]) -> list[RunSpec]:
     return list({cell.spec.id: cell.spec for cell in found}.values())
 
 
-def explain(error: ValidationError, model: type[Frozen]) -> str:
-    """The first problem of a validation error as one sentence: the key's path, what is wrong, what is allowed."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
-    if first["type"] == "extra_forbidden":
-        fields = _fields_at(model, first["loc"][:-1])
-        return f"{key}: unknown key" + (f"; use {one_of(fields)}" if fields else "")
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
-
-
 def resolve_method(row: Row, extra: dict[str, Any], where: str) -> tuple[Any, Any]:
     """A row's method and its typed config. Raises `UserError` naming the option and what is allowed."""
     try:
@@ -193,7 +174,7 @@ def resolve_method(row: Row, extra: dict[str, Any], where: str) -> tuple[Any, An
     try:
         return method, method.Config.model_validate({**extra, **row.options})
     except ValidationError as error:
-        raise UserError(f"{where}: options of {row.method}: {explain(error, method.Config)}") from None
+        raise UserError(f"{where}: options of {row.method}: {yamlfile.explain(error, method.Config)}") from None
 
 
 def _cells(study: Study, scale: str) -> Iterator[Cell]:
@@ -235,11 +216,13 @@ def _check_names(study: Study, path: Path) -> None:
         for table_id, table in edition.tables.items():
             where = f"{path}: scales.{scale}.tables.{table_id}"
             for key, used in (("rows", table.rows), ("learning_rates", table.learning_rates)):
-                for row in used:
-                    if row not in study.rows:
-                        raise UserError(f"{where}.{key}: unknown row {row!r}; use {one_of(list(study.rows))}")
-            if table.base not in bases.known():
-                raise UserError(f"{where}.base: unknown base {table.base!r}; use {one_of(sorted(bases.known()))}")
+                for name in used:
+                    if name not in study.rows:
+                        raise UserError(f"{where}.{key}: unknown row {name!r}; use {one_of(list(study.rows))}")
+            try:
+                bases.get(table.base)
+            except UserError as error:
+                raise UserError(f"{where}.base: {error}") from None
             for task in table.tasks:
                 if task not in registry.tasks():
                     raise UserError(f"{where}.tasks: unknown task {task!r}; use {one_of(sorted(registry.tasks()))}")
@@ -247,8 +230,27 @@ def _check_names(study: Study, path: Path) -> None:
                 if method not in registry.methods():
                     raise UserError(f"{where}.options: unknown method {method!r}; "
                                     f"use {one_of(sorted(registry.methods()))}")
+            if table.published is not None:
+                _check_published(table.published, study, f"{where}.published")
     for row_id, row in study.rows.items():
         resolve_method(row, {}, f"{path}: rows.{row_id}")
+
+
+def _check_published(reference: PublishedRef, study: Study, where: str) -> None:
+    """The published table, its columns and its rows, and our rows, must exist."""
+    try:
+        table = published.load(reference.table)
+    except UserError as error:
+        raise UserError(f"{where}.table: {error}") from None
+    for column in reference.columns:
+        if column not in table.columns:
+            raise UserError(f"{where}.columns: unknown column {column!r}; use {one_of(table.columns)}")
+    methods = list(dict.fromkeys(row.method for row in table.rows))
+    for row, method in reference.rows.items():
+        if row not in study.rows:
+            raise UserError(f"{where}.rows: unknown row {row!r}; use {one_of(list(study.rows))}")
+        if method not in methods:
+            raise UserError(f"{where}.rows.{row}: {table.id} has no method {method!r}; use {one_of(methods)}")
 
 
 def _filter(text: str) -> tuple[str, set[str]]:
@@ -266,23 +268,6 @@ def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
         "rank": (str(cell.rank),),
         "seed": (str(cell.spec.seed),),
     }
-
-
-def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
-    """Field names of the model that stands at a location inside another, or none if it cannot be told."""
-    import typing
-
-    current: Any = model
-    for part in location:
-        fields = getattr(current, "model_fields", None)
-        if fields is not None and part in fields:
-            current = fields[part].annotation
-        candidates = [current, *typing.get_args(current)]
-        for candidate in candidates:
-            candidates.extend(typing.get_args(candidate))
-        models = [c for c in candidates if hasattr(c, "model_fields")]
-        current = models[-1] if models else current
-    return list(getattr(current, "model_fields", {}))
 
 
 __all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "unique"]
