@@ -28,7 +28,8 @@ DONE: frozenset[str] = frozenset({"finished", "diverged", "skipped"})
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # What is not finite could be written as JSON but not read again.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Score(Part):
@@ -129,11 +130,17 @@ class Record(Part):
         return folder(self.id)
 
     def curves(self) -> pd.DataFrame | None:
-        """Columns step, loss, gradient_norm, learning_rate; None when the run has none."""
+        """Columns step, loss, gradient_norm, learning_rate; None when the run has none.
+
+        Raises `OSError` or `ValueError` when the file is damaged.
+        """
         return _table(self.folder / "curves.parquet")
 
     def predictions(self) -> pd.DataFrame | None:
-        """Columns item, expected, predicted, correct (and, for generation, prompt and output); None when absent."""
+        """Columns item, expected, predicted, correct (and, for generation, prompt and output); None when absent.
+
+        Raises `OSError` or `ValueError` when the file is damaged.
+        """
         return _table(self.folder / "predictions.parquet")
 
 
@@ -144,17 +151,23 @@ def folder(run_id: str) -> Path:
 
 @contextmanager
 def writing(run_id: str) -> Iterator[Path]:
-    """A temporary folder for a run's files that becomes the run's folder, whole or not at all."""
+    """A temporary folder for a run's files that becomes the run's folder, whole or not at all.
+
+    Whoever writes holds the run's claim, so other temporary folders of the run are those of killed processes.
+    """
     paths.runs().mkdir(parents=True, exist_ok=True)
+    for leftover in paths.runs().glob(f".{run_id}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{run_id}-", dir=paths.runs()))
     try:
         yield scratch
-        target = folder(run_id)
+        target, before = folder(run_id), scratch.with_name(f"{scratch.name}-before")
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, before)  # in one step: no reader sees a record whose tables are gone
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch.with_name(f"{scratch.name}-before"), ignore_errors=True)
 
 
 def save(record: Record, curves: pd.DataFrame | None = None, predictions: pd.DataFrame | None = None,
@@ -183,8 +196,13 @@ def load(run_id: str) -> Record | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise UserError(f"{path} is not a record of this version of the suite: {error.errors()[0]['msg']}; "
-                        "delete its folder to run it again") from None
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = f"{key}: {first['msg']}" if key else first["msg"]
+    except (OSError, UnicodeDecodeError) as error:
+        problem = str(error)
+    raise UserError(f"{path} is not a record of this version of the suite ({problem}); "
+                    "delete its folder to run it again")
 
 
 def load_many(run_ids: Iterable[str]) -> dict[str, Record]:
