@@ -1,8 +1,9 @@
 """Bases: frozen pretrained models with their tokenizers, by id and pinned revision.
 
-A base's config stands here as data, so that its layer shapes, and with them every parameter count, are known without
-its weights. Weights are resolved in this order: an explicit local folder (`path:FOLDER`, or a folder given as the id);
-the Hugging Face cache or hub at the pinned revision; a packaged asset. Safetensors only, and never remote code.
+A base's config stands here as data, so that its layer shapes, and with them every parameter count, are known
+without its weights. Weights are resolved in this order: an explicit local folder (`path:FOLDER`, or a folder
+given as the id); the Hugging Face cache or hub at the pinned revision; a packaged asset. Safetensors only,
+and never remote code.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from suite.task import Task
 
 Kind = Literal["encoder", "causal", "seq2seq"]
 
+#: A model folder holds at least one of these.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
 
 @dataclass(frozen=True)
 class Base:
     """A pretrained model: what it is, where it comes from, and the facts of its config.
 
-    `asset` is an id in `suite.assets`, `hub` a repository of the Hugging Face hub, `path` a local folder. `gated`: the
-    hub asks for an accepted licence and a token.
+    `asset` is an id in `suite.assets`, `hub` a repository of the Hugging Face hub, `path` a local folder.
+    `gated`: the hub asks for an accepted licence and a token.
     """
 
     id: str
@@ -170,7 +174,7 @@ def get(id: str) -> Base:
         return known()[id]
     if id.startswith("path:"):
         return _local(id, Path(id.removeprefix("path:")).expanduser())
-    if Path(id).expanduser().is_dir():
+    if id and Path(id).expanduser().is_dir():
         return _local(f"path:{id}", Path(id).expanduser())
     raise UserError(f"unknown base {id!r}: use {one_of(known())}, or path:FOLDER for a local model")
 
@@ -178,11 +182,17 @@ def get(id: str) -> Base:
 def shapes(base: Base, task: Task) -> Shapes:
     """Layer shapes of a base under a task, from the config alone (nothing is downloaded or allocated).
 
-    Layer names are module paths in the loaded model, in the model's order; the output head and a pooler are left out.
-    The task head exists for classification on encoders only: text-to-text bases answer with label words.
+    Layer names are module paths in the loaded model, in the model's order; the output head and a pooler are
+    left out. The task head exists for classification on encoders only: text-to-text bases answer with label
+    words.
     """
     classes = len(task.labels) if base.kind == "encoder" and task.kind == "classification" else 0
     return _shapes(base, classes)
+
+
+def parameters(base: Base) -> int:
+    """Scalars of the whole base, without a task head."""
+    return _shapes(base, 0).parameters
 
 
 @lru_cache(maxsize=64)
@@ -197,7 +207,7 @@ def _shapes(base: Base, classes: int) -> Shapes:
 
 
 def linear_layers(model: Any) -> dict[str, nn.Linear]:
-    """Every linear layer that can be adapted, by module path, in the model's order: neither output head nor pooler."""
+    """Every linear layer that can be adapted, by module path, in order: neither output head nor pooler."""
     head = model.get_output_embeddings()
     return {
         name: module
@@ -209,28 +219,44 @@ def linear_layers(model: Any) -> dict[str, nn.Linear]:
 def load(base: Base, dtype: torch.dtype = torch.float32) -> LoadedBase:
     """The model, frozen and in evaluation mode, and its tokenizer (padding defined), on the CPU.
 
-    Raises `UserError` when the weights cannot be had: offline, gated, or damaged.
+    Raises `UserError` when the weights cannot be had (offline, gated, damaged), do not fit the config, or
+    lack a tensor that would otherwise be drawn at random.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
+    unreadable = (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError)
     source, revision = _source(base)
     where: dict[str, Any] = {"trust_remote_code": False, **({"revision": revision} if revision else {})}
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(source, **where)
-            model = _auto_class(base.kind).from_pretrained(
+            model, found = _auto_class(base.kind).from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 attn_implementation="sdpa",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to be refused below, by name
                 **_options(base, config),
                 **where,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        except (OSError, ValueError, SafetensorError) as error:
+        except unreadable as error:
             raise _unavailable(base, error) from None
+        for fault, names in (
+            ("have another shape than its config says", sorted(key for key, *_ in found["mismatched_keys"])),
+            ("are missing", sorted(found["missing_keys"])),
+        ):
+            if names:
+                raise UserError(f"base {base.id}: {len(names)} of its weights {fault}, {names[0]} among them")
+        if base.path is not None and not any((Path(base.path) / file).exists() for file in TOKENIZER_FILES):
+            raise UserError(f"base {base.id}: {base.path} holds no tokenizer ({one_of(TOKENIZER_FILES)})")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        except unreadable as error:
+            raise _unavailable(base, error, "its tokenizer") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)
@@ -249,23 +275,27 @@ def _source(base: Base) -> tuple[str, str | None]:
 
 def _local(id: str, folder: Path) -> Base:
     """A base from a local model folder; its revision is a hash of its config and weights."""
+    if not folder.is_dir():
+        raise UserError(f"base {id}: there is no folder {folder}")
+    file = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
         kind = _kind(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"base {id}: {folder / 'config.json'} is not a model config ({error})") from None
+    except FileNotFoundError:
+        raise UserError(f"base {id}: {folder} holds no config.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"base {id}: {file} is not a model config ({_first_line(error)})") from None
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"base {id}: {folder} holds no *.safetensors file (pickled weights are never read)")
-    stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in [folder / "config.json", *weights])
-    return Base(
-        id=id, revision=_content(stamp), kind=kind, title=folder.name, config=config, path=str(folder.resolve())
-    )
+    stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in [file, *weights])
+    content, path = _content(stamp), str(folder.resolve())
+    return Base(id=id, revision=content, kind=kind, title=folder.name, config=config, path=path)
 
 
 def _kind(config: dict[str, Any]) -> Kind:
-    """From the config's facts: encoder-decoder, a class that ends in `ForCausalLM` or `LMHeadModel`, or an encoder."""
-    config["model_type"]  # noqa: B018  (a KeyError says that this is no model's config)
+    """From the config's facts: is it an encoder-decoder; is its class a `...ForCausalLM` or `...LMHeadModel`?"""
+    config["model_type"]  # a KeyError says that this is no model's config
     if config.get("is_encoder_decoder"):
         return "seq2seq"
     names = config.get("architectures") or []
@@ -299,10 +329,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _config(base: Base) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     facts = {key: value for key, value in base.config.items() if key != "model_type"}
-    return AutoConfig.for_model(base.config["model_type"], **facts)
+    try:
+        return AutoConfig.for_model(base.config["model_type"], **facts)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = _first_line(error)
+        raise UserError(f"base {base.id}: transformers cannot build its config ({reason})") from None
 
 
 def _auto_class(kind: Kind) -> Any:
@@ -317,9 +352,8 @@ def _options(base: Base, config: Any) -> dict[str, Any]:
 
     if base.kind != "encoder":
         return {}
-    mapping = AutoModel._model_mapping
-    cls = mapping[type(config)] if type(config) in mapping else None
-    has_pooler = cls is not None and "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    cls: Any = AutoModel._model_mapping.get(type(config), None)
+    has_pooler = cls is not None and "add_pooling_layer" in inspect.signature(cls).parameters
     return {"add_pooling_layer": False} if has_pooler else {}
 
 
@@ -327,12 +361,20 @@ def _hidden_size(config: Any) -> int:
     return int(getattr(config, "hidden_size", None) or config.d_model)
 
 
-def _unavailable(base: Base, error: Exception) -> UserError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _unavailable(base: Base, error: Exception, what: str = "it") -> UserError:
+    reason = _first_line(error)
     if base.hub is not None:
         gate = " (gated: accept its licence on the hub and set HF_TOKEN)" if base.gated else ""
         return UserError(
-            f"base {base.id}: {base.hub} at revision {base.revision[:12]} is neither in the Hugging Face cache nor "
-            f"reachable{gate}; go online, or use path:FOLDER with a local copy ({first})"
+            f"base {base.id}: {base.hub} at revision {base.revision[:12]} is neither in the Hugging Face "
+            f"cache nor reachable{gate}; go online, or use path:FOLDER with a local copy ({reason})"
         )
-    return UserError(f"base {base.id}: cannot be loaded from {base.path or base.asset} ({first})")
+    return UserError(f"base {base.id}: {what} cannot be loaded from {base.path or base.asset} ({reason})")
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says in its first line, and in its second where the first only leads up to it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    said = f"{type(error).__name__}: {said}" if isinstance(error, KeyError) else said
+    return said if len(said) <= 240 else f"{said[:240]}..."
