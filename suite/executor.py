@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import queue
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
@@ -43,11 +44,11 @@ Listener = Callable[[Event], None]
 
 @dataclass
 class _Hand:
-    """A worker process and the pack it holds."""
+    """A worker process, the line to it and the pack it holds."""
 
     number: int
     process: BaseProcess
-    inbox: Any
+    line: Connection
     pack: list[RunSpec] = field(default_factory=list)
 
 
@@ -77,11 +78,14 @@ def run(packs: Sequence[Sequence[RunSpec]], workers: int, threads: int, device: 
 
 
 class Local:
-    """Worker processes of this machine, started when first needed and kept warm."""
+    """Worker processes of this machine, started when first needed and kept warm.
+
+    Every worker has a line of its own: one that is killed in the middle of a message closes its line and harms no
+    other.
+    """
 
     def __init__(self, workers: int, threads: int, device: str, listener: Listener) -> None:
         self.context = multiprocessing.get_context("spawn")
-        self.outbox: Any = self.context.Queue()
         self.workers, self.threads, self.device, self.listener = workers, threads, device, listener
         self.hands: list[_Hand] = []
 
@@ -90,25 +94,25 @@ class Local:
         todo = list(packs)
         elsewhere: list[list[RunSpec]] = []
         while len(self.hands) < min(self.workers, len(todo)):
-            self.hands.append(self._hire(len(self.hands)))
+            taken = {hand.number for hand in self.hands}
+            self.hands.append(self._hire(next(number for number in count() if number not in taken)))
         for hand in self.hands:
             self._give(hand, todo)
-        while any(hand.pack for hand in self.hands):
-            try:
-                message = self.outbox.get(timeout=0.5)
-            except queue.Empty:
-                self._replace_the_dead(todo, tried)
-                continue
-            number, kind, content = message
-            hand = self.hands[number]
-            if kind == "event":
-                self.listener(content)
-            elif kind == "idle":
-                taken = {spec.id for spec in content}
-                left = [spec for spec in hand.pack if spec.id in taken]
+        while busy := {hand.line: hand for hand in self.hands if hand.pack}:
+            for line in wait(list(busy)):
+                hand = busy[line]  # type: ignore[index]
+                try:
+                    message, content = hand.line.recv()
+                except (EOFError, OSError):
+                    self._replace(hand, todo, tried)
+                    continue
+                if message == "event":
+                    self.listener(content)
+                    continue
+                left = [spec for spec in hand.pack if spec.id in content]
                 if left:
                     elsewhere.append(left)
-                    self.listener(Event("elsewhere", number, left[0].id))
+                    self.listener(Event("elsewhere", hand.number, left[0].id))
                 self._give(hand, todo)
         return elsewhere
 
@@ -117,9 +121,7 @@ class Local:
         for hand in self.hands:
             if hand.pack:
                 hand.process.terminate()
-            else:
-                with contextlib.suppress(OSError, ValueError):
-                    hand.inbox.put(None)
+            hand.line.close()  # an idle worker leaves when its line ends
         for hand in self.hands:
             hand.process.join(5)
             if hand.process.is_alive():
@@ -128,54 +130,70 @@ class Local:
         self.hands.clear()
 
     def _hire(self, number: int) -> _Hand:
-        inbox = self.context.Queue()
-        process = self.context.Process(target=_work, args=(number, self.threads, self.device, inbox, self.outbox),
-                                       daemon=True)
-        process.start()
-        return _Hand(number, process, inbox)
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_work, args=(self.threads, self.device, number, theirs), daemon=True)
+        # Ctrl-C is the driver's to handle, from the worker's first instant on: the mask is inherited.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+        return _Hand(number, process, ours)
 
     def _give(self, hand: _Hand, todo: list[list[RunSpec]]) -> None:
         hand.pack = todo.pop(0) if todo else []
         if hand.pack:
-            hand.inbox.put(hand.pack)
+            with contextlib.suppress(OSError):  # a worker that died idle is found by its line's end
+                hand.line.send(hand.pack)
 
-    def _replace_the_dead(self, todo: list[list[RunSpec]], tried: set[str]) -> None:
+    def _replace(self, hand: _Hand, todo: list[list[RunSpec]], tried: set[str]) -> None:
         """A worker that died (killed, out of memory) has its pack tried once more, run by run, then recorded."""
-        for hand in self.hands:
-            if not hand.pack or hand.process.is_alive():
+        hand.line.close()
+        hand.process.join()
+        for spec in hand.pack:
+            if records.is_done(spec.id):
                 continue
-            code = hand.process.exitcode
-            for spec in hand.pack:
-                if records.is_done(spec.id):
+            if spec.id in tried:
+                record = _record_death(spec, hand.process.exitcode)
+                if record is not None:
+                    self.listener(Event("record", hand.number, spec.id, record=record))
                     continue
-                if spec.id not in tried:
-                    tried.add(spec.id)
-                    todo.append([spec])
-                    continue
-                now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-                record = records.save(Record(
-                    id=spec.id, spec=spec, status="failed", started=now, finished=now,
-                    reason=f"the worker process died twice with exit code {code} (killed, perhaps out of memory)"))
-                self.listener(Event("record", hand.number, spec.id, record=record))
+            tried.add(spec.id)
+            todo.append([spec])
+        self.hands.remove(hand)
+        if todo:
             fresh = self._hire(hand.number)
-            hand.process, hand.inbox = fresh.process, fresh.inbox
-            self._give(hand, todo)
+            self.hands.append(fresh)
+            self._give(fresh, todo)
 
 
-def _work(number: int, threads: int, device: str, inbox: Any, outbox: Any) -> None:
-    """Body of a worker process: take a pack, claim its runs, run them, say so, until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+def _record_death(spec: RunSpec, code: int | None) -> Record | None:
+    """The record of a run whose worker died twice, or None when another process has taken the run over meanwhile."""
+    try:
+        with claim(spec.id).acquire(blocking=False):
+            now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+            return records.save(Record(
+                id=spec.id, spec=spec, status="failed", started=now, finished=now,
+                reason=f"the worker process died twice with exit code {code} (killed, perhaps out of memory)"))
+    except Timeout:
+        return None
+
+
+def _work(threads: int, device: str, number: int, line: Connection) -> None:
+    """Body of a worker process: take a pack, claim its runs, run them, say so, until the line ends."""
+    signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    parent = os.getppid()
+
+    def say(message: str, content: Any) -> None:
+        with contextlib.suppress(OSError):  # the driver is gone: what is in hand is finished all the same
+            line.send((message, content))
+
     worker = None
     while True:
         try:
-            pack = inbox.get(timeout=5)
-        except queue.Empty:
-            if os.getppid() != parent:
-                return  # the driver is gone
-            continue
-        if pack is None:
+            pack: list[RunSpec] = line.recv()
+        except (EOFError, OSError):
             return
         if worker is None:
             from suite.worker import Worker
@@ -183,12 +201,12 @@ def _work(number: int, threads: int, device: str, inbox: Any, outbox: Any) -> No
             worker = Worker(device, threads)
         with contextlib.ExitStack() as claims:
             mine: list[RunSpec] = []
-            taken: list[RunSpec] = []
+            taken: set[str] = set()
             for spec in pack:
                 try:
                     claims.enter_context(claim(spec.id).acquire(blocking=False))
                 except Timeout:
-                    taken.append(spec)
+                    taken.add(spec.id)
                     continue
                 if not records.is_done(spec.id):  # another process may have finished it meanwhile
                     mine.append(spec)
@@ -196,8 +214,13 @@ def _work(number: int, threads: int, device: str, inbox: Any, outbox: Any) -> No
                 name = mine[0].id
 
                 def progress(phase: str, done: int, total: int, name: str = name) -> None:
-                    outbox.put((number, "event", Event("progress", number, name, phase, done, total)))
+                    say("event", Event("progress", number, name, phase, done, total))
 
                 for record in worker.run(mine, progress):
-                    outbox.put((number, "event", Event("record", number, record.id, record=record)))
-        outbox.put((number, "idle", taken))
+                    say("event", Event("record", number, record.id, record=record))
+        say("idle", taken)
+
+
+def _leave(*_: object) -> None:
+    """Leave by way of every `finally`, so that no half-written folder stays."""
+    raise SystemExit(143)
