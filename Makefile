@@ -33,8 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setup: done"
 
 reproduce-gora: $(READY)  ## Run the GoRA study and write its report (again: continues, or only re-renders)
-	@$(SUITE) run gora --scale $(SCALE)
-	@$(SUITE) report gora --scale $(SCALE)
+	@$(SUITE) run gora --scale $(SCALE) --report
 
 report: $(READY)  ## Write the report of what has been run
 	@$(SUITE) report gora --scale $(SCALE)

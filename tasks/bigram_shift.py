@@ -5,8 +5,9 @@ Two items, the second with `a` and `model` swapped:
     "The Son's Room is a triumph of gentility that earns its moments of pathos."   label 1 (untouched)
     "A finely tuned mood piece, model a of menacing atmosphere."                    label 0 (swapped)
 
-The sentences are those of the rated New York Times editorials and movie snippets of Hutto & Gilbert (2014): 6 to 30
-words, from a capital to a full stop, question or exclamation mark. Half of every split is swapped. A swapped sentence
+The sentences are those of the rated New York Times editorials and movie snippets of Hutto & Gilbert (2014): 5 to 12
+words, from a capital to a full stop, question or exclamation mark. (Conneau et al. take 5 to 28 words and 100,000
+training sentences; with the few thousand at hand, small encoders learn nothing from longer ones.) Half of every split is swapped. A swapped sentence
 never stands beside its original: each sentence is used once. The first word of a sentence is not moved (its capital
 would tell), nor is a word with punctuation, nor are two equal words swapped. Some swaps leave a good sentence ("an old
 red car"), so a perfect score is out of reach for man and machine.
@@ -40,8 +41,8 @@ class BigramShift(Task):
     metric = "accuracy"
     source = Source(asset="hutto-2014", note="sentences of vaderSentiment 3.2.1, swapped here")
     labels = ("unacceptable", "acceptable")
-    sizes: ClassVar = {"train": 8093, "validation": 1184, "test": 3102}
-    mean_tokens = 25
+    sizes: ClassVar = {"train": 2264, "validation": 317, "test": 823}
+    mean_tokens = 15
     citation = (
         "Conneau, Kruszewski, Lample, Barrault & Baroni (2018), What you can cram into a single $&!#* vector: Probing "
         "sentence embeddings for linguistic properties, ACL (the recipe)"
@@ -81,7 +82,7 @@ def swapped(item: Item) -> str:
 
 
 def _is_sentence(text: str) -> bool:
-    return 6 <= len(text.split()) <= 30 and text[0].isupper() and text[-1] in ".?!"
+    return 5 <= len(text.split()) <= 12 and text[0].isupper() and text[-1] in ".?!"
 
 
 def _half(items: Sequence[Item]) -> list[Item]:

@@ -200,5 +200,5 @@ def test_the_swap_depends_on_the_id_alone() -> None:
 
 def test_sentences_are_whole_and_of_moderate_length() -> None:
     for part in parts(loaded("bigram-shift")).values():
-        assert all(6 <= len(item.text.split()) <= 30 for item in part)
+        assert all(5 <= len(item.text.split()) <= 12 for item in part)
         assert all(item.text[0].isupper() and item.text[-1] in ".?!" for item in part)

@@ -1,0 +1,245 @@
+"""The `suite` command. Every listing and result has `--json`; a wrong input is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from suite.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Benchmarks of parameter-efficient fine-tuning: fair sweeps, honest numbers, the papers' tables.")
+
+#: Exit codes: 0 all well, 1 something failed on the way, 2 wrong input, 130 interrupted.
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+StudyName = Annotated[str, typer.Argument(help="A built-in study (`suite list studies`) or the path of a study file.")]
+ScaleName = Annotated[str, typer.Option("--scale", help="desk (CPU, minutes), bench (one GPU) or paper.")]
+Only = Annotated[list[str] | None, typer.Option(
+    "--only", help="Only some runs: key=value[,value] with key table, task, method, rank or seed. May be repeated.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Kind = Literal["methods", "tasks", "bases", "studies", "published"]
+
+
+def main() -> None:
+    """Entry point: runs the command and turns `UserError` into one sentence."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except UserError as error:
+        print(f"suite: {error}", file=sys.stderr)
+        sys.exit(WRONG)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can run, and what to do about what it cannot."""
+    from suite import doctor as checks
+
+    found = checks.check()
+    if as_json:
+        _dump([vars(check) for check in found])
+    else:
+        signs = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}
+        table = Table(show_header=False, box=None, padding=(0, 1))
+        for check in found:
+            sign, style = signs[check.ok]
+            said = Text(check.detail)
+            if check.remedy:
+                said.append(f" {check.remedy}", style="bold" if check.ok is False else "dim")
+            table.add_row(Text(sign, style=style), check.name, said)
+        Console().print(table)
+    if any(check.ok is False for check in found):
+        raise typer.Exit(FAILED)
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind, typer.Argument(help="methods, tasks, bases, studies or published.")],
+          as_json: AsJson = False) -> None:
+    """List what is registered."""
+    from suite import listing
+
+    header, rows = listing.LISTINGS[kind]()
+    if as_json:
+        _dump([dict(zip(header, row, strict=True)) for row in rows])
+        return
+    _table(header, rows)
+
+
+@app.command()
+def plan(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+    """Show runs, packs, trained parameters, expected time and memory. Nothing is executed."""
+    from suite import plan as planning
+    from suite import study as studies
+
+    found = studies.load(study)
+    made = planning.make(found, _scale(scale), studies.cells(found, scale, only or ()))
+    if as_json:
+        _dump(made.as_json())
+        return
+    for table_id, table in found.edition(scale).tables.items():
+        runs = [run for run in made.runs if run.table == table_id]
+        if runs:
+            header, rows = planning.summary(runs)
+            _table(header, rows, title=f"{table.title} (base {table.base})")
+    Console(width=_wide()).print(Text(planning.sentence(made)))
+
+
+@app.command()
+def run(
+    study: StudyName, scale: ScaleName = "desk", only: Only = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: one per core, or per GPU).")] = None,
+    pack: Annotated[int, typer.Option(min=1, help="Runs trained together over one frozen base.")] = 1,
+    report: Annotated[bool, typer.Option("--report", help="Write the report afterwards.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run what a study lacks. Finished runs are kept; the same command goes on after an interruption."""
+    from suite import study as studies
+    from suite import sweep
+
+    found = studies.load(study)
+    cells = studies.cells(found, scale, only or ())
+    console = Console(stderr=True, highlight=False)
+    result = sweep.run(found, _scale(scale), cells, workers, pack, console)
+    if report and not result.interrupted:
+        _report(found, scale, cells, None, as_json)
+    elif as_json:
+        _dump(result.as_json())
+    console.print(Text(result.sentence(found.id, scale)))
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if result.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+    """Say what has been run, what is being run, and what went wrong."""
+    from suite import study as studies
+    from suite import sweep
+
+    found = studies.load(study)
+    state = sweep.status(found, studies.cells(found, scale, only or ()))
+    if as_json:
+        _dump([vars(one) for one in state])
+        return
+    header, rows = sweep.summary(state)
+    _table(header, rows, title=f"Study {found.id} at {scale}")
+    for one in state:
+        if one.status == "failed":
+            Console(width=_wide()).print(Text(f"{one.run} {one.name}: {one.reason}", style="red"))
+
+
+@app.command()
+def report(
+    study: StudyName, scale: ScaleName = "desk", only: Only = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into (default: reports/out/STUDY-SCALE).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of what has been run: HTML, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
+    from suite import study as studies
+
+    found = studies.load(study)
+    _report(found, scale, studies.cells(found, scale, only or ()), out, as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Id of a run, or its beginning.")],
+    form: Annotated[str, typer.Option("--format", help="peft: an ordinary peft adapter.")] = "peft",
+    out: Annotated[Path | None, typer.Option(help="Folder to write into (default: RUN-FORMAT here).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's adapter so that stock peft loads it."""
+    from suite import export as exporting
+    from suite.errors import one_of
+
+    if form not in exporting.FORMATS:
+        raise UserError(f"--format {form}: use {one_of(exporting.FORMATS)}")
+    record = exporting.find(run)
+    folder = exporting.to_peft(record, out or Path(f"{record.id}-{form}"))
+    files = sorted(path.name for path in folder.iterdir())
+    if as_json:
+        _dump({"run": record.id, "folder": str(folder), "files": files})
+    else:
+        print(f"{folder}: {', '.join(files)}")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+       host: Annotated[str, typer.Option(help="127.0.0.1 or localhost.")] = "127.0.0.1") -> None:
+    """Open the MLflow pages on this machine."""
+    from suite import ui as pages
+
+    raise typer.Exit(pages.serve(port, host))
+
+
+def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_json: bool) -> None:
+    from reports import build
+    from suite import paths, records, tracking
+
+    known = records.load_many(cell.spec.id for cell in cells)
+    folder = out or paths.reports() / f"{study.id}-{scale}"
+    synced = tracking.sync(study, scale, cells, known)
+    written = build.build(study, scale, cells, known, folder)
+    if synced.problem:
+        print(f"suite: {synced.problem}", file=sys.stderr)
+    if as_json:
+        _dump(build.as_json(study, scale, cells, known) | {"report": str(written.page)})
+        return
+    console = Console(width=_wide(), highlight=False)
+    for table in build.terminal_tables(study, scale, cells, known):
+        console.print(table)
+    console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
+                  soft_wrap=True)
+
+
+def _scale(name: str) -> Any:
+    """The name, checked. A study may lack a scale; that is told when its edition is asked for."""
+    from suite.errors import one_of
+    from suite.study import SCALES
+
+    if name not in SCALES:
+        raise UserError(f"--scale {name}: use {one_of(SCALES)}")
+    return name
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    from rich import box
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, name in enumerate(header):
+        numeric = all(isinstance(row[position], int | float) or row[position] in ("", "—") for row in rows) and rows
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row))
+    Console(width=_wide(), highlight=False).print(table)
+
+
+def _shown(value: object) -> Text:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Text(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    return Text(f"{value:,}" if isinstance(value, int) else f"{value:g}")
+
+
+def _wide() -> int | None:
+    """A terminal's own width; a file or pipe gets lines long enough that nothing is cut."""
+    return None if sys.stdout.isatty() else 160
+
+
+def _dump(content: Any, default: Callable[[Any], Any] = str) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False, default=default))

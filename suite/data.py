@@ -1,0 +1,32 @@
+"""A task's items as one run uses them: fetched, cut to the run's sizes, and fingerprinted."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from suite import assets, registry
+from suite.errors import UserError
+from suite.specs import TaskRef, digest
+from suite.task import Splits, TaskData
+
+
+@lru_cache(maxsize=32)
+def load(ref: TaskRef) -> TaskData:
+    """The items of a task, cut to the first `ref.train` of its training order and the first `ref.test` of each scored
+    split (validation and test).
+
+    Raises `UserError` when the data cannot be had, or when the task is registered in another version than asked for.
+    """
+    task = registry.task(ref.id)
+    if task.version != ref.version:
+        raise UserError(f"task {ref.id}: version {ref.version} is asked for, version {task.version} is installed")
+    splits = _splits(ref.id)
+    train, validation, test = splits.train[:ref.train], splits.validation[:ref.test], splits.test[:ref.test]
+    content = [[[i.id, i.text, i.pair, i.label, i.target] for i in part] for part in (train, validation, test)]
+    return TaskData(task, train, validation, test, digest(content)[:16])
+
+
+@lru_cache(maxsize=8)
+def _splits(task_id: str) -> Splits:
+    task = registry.task(task_id)
+    return task.load(assets.fetch(task.source.asset) if task.source.asset else None)

@@ -1,0 +1,151 @@
+"""Generative evaluation through `lm-eval`: its task file, its filters, its metric, on the model in memory.
+
+Greedy means greedy: every field of the decode policy is set here, a checkpoint's own generation config is put aside for
+the time, and what `generate` was really called with is recorded and held against the policy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from suite.specs import Decode
+from suite.task import Item, Task
+
+
+@dataclass(frozen=True)
+class Generated:
+    """`value` is the metric's mean; `predictions` has one row per item; `decode` is the policy as it was applied."""
+
+    value: float
+    predictions: pd.DataFrame
+    decode: dict[str, Any]
+
+
+def evaluate_generation(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], decode: Decode,
+                        batch_size: int) -> Generated:
+    """Generate an answer to every item and score it by the task's `lm-eval` file.
+
+    Args:
+        model: a Transformers model with `generate`, in evaluation mode.
+        items: prompts (`text`) and expected answers (`target`).
+        batch_size: prompts generated together, padded on the left.
+
+    Raises `RuntimeError` when `generate` was called with another policy than `decode`, or an item has no answer.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory() as scratch, _calm():
+        file = Path(scratch) / "items.jsonl"
+        rows = ({"id": item.id, "prompt": item.text, "target": item.target} for item in items)
+        file.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+        config = task.lm_eval_config(file)
+        if config is None:
+            raise RuntimeError(f"task {task.id} has no lm-eval configuration, so it cannot be generated")
+        config = {**config, "dataset_kwargs": {**config["dataset_kwargs"], "cache_dir": scratch},  # type: ignore[dict-item]
+                  "generation_kwargs": {**config["generation_kwargs"], **_arguments(decode)}}  # type: ignore[dict-item]
+        language_model = _language_model(model, tokenizer, batch_size)
+        with _policy(model, tokenizer, decode):
+            found = simple_evaluate(model=language_model, tasks=[config], bootstrap_iters=0, log_samples=True,
+                                    task_manager=TaskManager(include_defaults=False))
+    assert found is not None
+    name = str(config["task"])
+    applied = _applied(language_model.called, decode)
+    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+    if [sample["doc"]["id"] for sample in samples] != [item.id for item in items]:
+        raise RuntimeError(f"lm-eval scored {len(samples)} items of {name} where {len(items)} were asked for")
+    table = pd.DataFrame({
+        "item": [item.id for item in items],
+        "expected": [str(item.target).strip() for item in items],
+        "predicted": [_text(sample["filtered_resps"]) for sample in samples],
+        "correct": [bool(sample[task.metric]) for sample in samples],
+        "prompt": [item.text for item in items],
+        "output": [_text(sample["resps"]) for sample in samples],
+    })
+    return Generated(float(table["correct"].mean()), table, applied)
+
+
+def _arguments(decode: Decode) -> dict[str, Any]:
+    """The policy in lm-eval's words. Under greedy decoding it takes no temperature."""
+    arguments: dict[str, Any] = {"do_sample": decode.do_sample, "num_beams": decode.num_beams,
+                                 "max_gen_toks": decode.max_new_tokens}
+    if decode.do_sample:
+        arguments |= {"temperature": decode.temperature, "top_p": decode.top_p, "top_k": decode.top_k}
+    return arguments
+
+
+def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's wrapper of a model in memory, which also notes what `generate` is called with."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Noting(HFLM):
+        called: dict[str, Any]
+
+        def _model_generate(self, context: Any, max_length: int, stop: list[str], **arguments: Any) -> Any:
+            self.called = {key: value for key, value in arguments.items() if key != "attention_mask"}
+            return super()._model_generate(context, max_length, stop, **arguments)
+
+    return Noting(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+@contextmanager
+def _policy(model: Any, tokenizer: Any, decode: Decode) -> Iterator[None]:
+    """Put aside the checkpoint's generation config for one made of the policy and the tokenizer's special tokens."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    sampling = {"temperature": decode.temperature, "top_p": decode.top_p, "top_k": decode.top_k}
+    model.generation_config = GenerationConfig(
+        do_sample=decode.do_sample, num_beams=decode.num_beams, repetition_penalty=1.0, use_cache=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        **(sampling if decode.do_sample else {}))
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _applied(called: dict[str, Any], decode: Decode) -> dict[str, Any]:
+    """The whole policy with what `generate` was really given. Raises `RuntimeError` where the two differ."""
+    applied = {**decode.model_dump(), **{key: called[key] for key in called if key in Decode.model_fields}}
+    if not applied["do_sample"]:
+        applied["temperature"] = decode.temperature  # lm-eval's 0 says the same; a greedy search has no temperature
+    if applied != decode.model_dump():
+        raise RuntimeError(f"generate was called with {called} where the policy is {decode.model_dump()}")
+    return {**applied, "repetition_penalty": 1.0}
+
+
+def _text(responses: Any) -> str:
+    while isinstance(responses, list | tuple):
+        responses = responses[0]
+    return str(responses)
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """lm-eval and datasets without chatter and progress bars."""
+    import datasets
+    import lm_eval  # noqa: F401  its import sets its own level
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
