@@ -294,7 +294,7 @@ def _local(id: str, folder: Path) -> Base:
 
 
 def _kind(config: dict[str, Any]) -> Kind:
-    """From the config's facts: is it an encoder-decoder; is its class a `...ForCausalLM` or `...LMHeadModel`?"""
+    """By the config: is it an encoder-decoder; if not, is its class `...ForCausalLM` or `...LMHeadModel`?"""
     config["model_type"]  # a KeyError says that this is no model's config
     if config.get("is_encoder_decoder"):
         return "seq2seq"
