@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -113,7 +112,7 @@ class RunSpec(Frozen):
     seed: Annotated[int, Field(ge=0)]
     engine: int = ENGINE_VERSION
 
-    @cached_property
+    @property
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of the canonical JSON of this spec."""
         return digest(self.model_dump(mode="json"))[:12]
@@ -122,13 +121,15 @@ class RunSpec(Frozen):
     def packing_key(self) -> tuple[str, ...]:
         """Runs with equal keys share a base, a task, a method and a step structure, and may ride in one pack.
 
-        What may differ inside a pack: the method's config (rank, alpha ...), learning rate and seed.
+        What may differ inside a pack: the method's config (rank, alpha ...; not which layers it adapts), learning rate
+        and seed.
         """
         recipe = self.recipe.model_copy(update={"learning_rate": 1.0})
         return (
             self.base.model_dump_json(),
             self.task.model_dump_json(),
             self.method.id,
+            json.dumps(self.method.config.get("target_modules")),
             recipe.model_dump_json(),
             self.evaluation.model_dump_json(),
         )

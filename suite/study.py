@@ -55,7 +55,8 @@ class PublishedRef(Frozen):
 
 
 class Table(Frozen):
-    """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row."""
+    """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row; `train` is a number of
+    items, or one per task."""
 
     title: str
     base: str
@@ -64,7 +65,7 @@ class Table(Frozen):
     reference: str
     budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    train: PositiveInt | None = None
+    train: PositiveInt | dict[str, PositiveInt] | None = None
     test: PositiveInt | None = None
     recipe: Recipe
     learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
@@ -73,10 +74,17 @@ class Table(Frozen):
     published: PublishedRef | None = None
     notes: tuple[str, ...] = ()
 
+    def items(self, task: str) -> int | None:
+        """Training items of a task (None: all)."""
+        return self.train.get(task) if isinstance(self.train, dict) else self.train
+
     @model_validator(mode="after")
     def _reference_is_a_row(self) -> Table:
         if self.reference not in self.rows:
             raise ValueError(f"reference {self.reference!r} is not one of the rows {one_of(self.rows)}")
+        for task in self.train if isinstance(self.train, dict) else ():
+            if task not in self.tasks:
+                raise ValueError(f"train: {task!r} is none of the table's tasks {one_of(self.tasks)}")
         return self
 
     @model_validator(mode="after")
@@ -171,10 +179,12 @@ def resolve_method(row: Row, extra: dict[str, Any], where: str) -> tuple[Any, An
         method = registry.method(row.method)
     except UserError as error:
         raise UserError(f"{where}: method: {error}") from None
+    options = {**extra, **row.options}
     try:
-        return method, method.Config.model_validate({**extra, **row.options})
+        return method, method.Config.model_validate(options)
     except ValidationError as error:
-        raise UserError(f"{where}: options of {row.method}: {yamlfile.explain(error, method.Config)}") from None
+        problem = yamlfile.explain(error, options, method.Config)
+        raise UserError(f"{where}: options of {row.method}: {problem}") from None
 
 
 def _cells(study: Study, scale: str) -> Iterator[Cell]:
@@ -185,9 +195,9 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
             for position, budget in enumerate(table.budgets):
                 for row_id in table.rows:
                     row = study.rows[row_id]
-                    where = f"study {study.id}, row {row_id}"
+                    where = f"study {study.id}, scales.{scale}.tables.{table_id}, row {row_id}"
                     method, config = resolve_method(row, table.options.get(row.method, {}), where)
-                    sized = method.with_budget(config, budget.rank)
+                    sized = _sized(method, config, budget, where)
                     has_size = sized != config or "rank" in type(config).model_fields
                     if not has_size and position > 0:
                         continue
@@ -200,7 +210,7 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                     for seed in table.seeds if method.trains != "nothing" else table.seeds[:1]:
                         yield Cell(table_id, row_id, RunSpec(
                             base=BaseRef(id=base.id, revision=base.revision),
-                            task=TaskRef(id=task.id, version=task.version, train=table.train, test=table.test),
+                            task=TaskRef(id=task.id, version=task.version, train=table.items(task.id), test=table.test),
                             method=MethodRef(id=method.id, version=method.version,
                                              config=sized.model_dump(mode="json")),
                             budget=budget if has_size else None,
@@ -208,6 +218,16 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                             evaluation=table.evaluation,
                             seed=seed,
                         ))
+
+
+def _sized(method: Any, config: Any, budget: Budget, where: str) -> Any:
+    """The config at a budget, checked anew: what fits the default rank need not fit another."""
+    options = method.with_budget(config, budget.rank).model_dump()
+    try:
+        return method.Config.model_validate(options)
+    except ValidationError as error:
+        problem = yamlfile.explain(error, options, method.Config)
+        raise UserError(f"{where}: options of {method.id} at rank {budget.rank}: {problem}") from None
 
 
 def _check_names(study: Study, path: Path) -> None:
@@ -226,10 +246,11 @@ def _check_names(study: Study, path: Path) -> None:
             for task in table.tasks:
                 if task not in registry.tasks():
                     raise UserError(f"{where}.tasks: unknown task {task!r}; use {one_of(sorted(registry.tasks()))}")
-            for method in table.options:
+            for method, options in table.options.items():
                 if method not in registry.methods():
                     raise UserError(f"{where}.options: unknown method {method!r}; "
                                     f"use {one_of(sorted(registry.methods()))}")
+                resolve_method(Row(method=method, label="", options=options), {}, f"{where}.options")
             if table.published is not None:
                 _check_published(table.published, study, f"{where}.published")
     for row_id, row in study.rows.items():

@@ -41,20 +41,37 @@ def load(path: Path, model: type[M]) -> M:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, model)}") from None
+        raise UserError(f"{path}: {explain(error, content, model)}") from None
 
 
-def explain(error: ValidationError, model: type[Frozen]) -> str:
-    """The first problem of a validation error as one sentence: the key's path, what is wrong, what is allowed."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
+def explain(error: ValidationError, content: Any, model: type[Frozen]) -> str:
+    """The first problem of `content` as one sentence: the key's path, what is wrong, what is allowed."""
+    problems = [(_path(problem, content), problem) for problem in error.errors()]
+    begin = problems[0][0]
+    # Of the alternatives of one value, the one that came furthest is the one that was meant.
+    path, first = max((p for p in problems if p[0][:len(begin)] == begin), key=lambda p: len(p[0]))
+    key = ".".join(str(part) for part in path)
     if first["type"] == "extra_forbidden":
-        fields = _fields_at(model, first["loc"][:-1])
+        fields = _fields_at(model, path[:-1])
         return f"{key}: unknown key" + (f"; use {one_of(fields)}" if fields else "")
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+    return f"{key}{': ' if key else ''}{message[0].lower()}{message[1:]}{shown}"
+
+
+def _path(problem: Any, content: Any) -> tuple[Any, ...]:
+    """Where a problem stands in `content`: its location without the names that pydantic gives to alternatives, such
+    as `constrained-int` or `tuple[str, ...]`."""
+    path: list[Any] = []
+    for part in problem["loc"]:
+        inside = isinstance(content, list | tuple) and isinstance(part, int) and part < len(content)
+        if inside or (isinstance(content, dict) and part in content):
+            content = content[part]
+        elif not str(part).isidentifier() or part in ("int", "float", "str", "bool"):
+            continue
+        path.append(part)
+    return tuple(path)
 
 
 class _Loader(yaml.SafeLoader):

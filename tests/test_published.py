@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from edits import Edit, drop, put
 
 from suite import published
 from suite.errors import UserError
@@ -128,82 +128,59 @@ def test_every_kind_of_evidence_has_words_for_readers() -> None:
     assert used <= set(published.EVIDENCE_LABELS)
 
 
-def _set(*keys: Any) -> Callable[[Any], None]:
-    """A change of the table: the last of `keys` is the value to put at the others."""
-    *way, last, value = keys
-
-    def change(table: Any) -> None:
-        for key in way:
-            table = table[key]
-        table[last] = value
-
-    return change
-
-
-def _drop(*keys: Any) -> Callable[[Any], None]:
-    *way, last = keys
-
-    def change(table: Any) -> None:
-        for key in way:
-            table = table[key]
-        del table[last]
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (_set("rows", 0, "cells", "c", {"mean": 1.0}), "rows.0.cells.c: unknown column; use a, b or avg"),
-        (_drop("rows", 1, "evidence"), "rows.1.cells.a.evidence: field required"),
+        (put("rows", 0, "cells", "c", {"mean": 1.0}), "rows.0.cells.c: unknown column; use a, b or avg"),
+        (drop("rows", 1, "evidence"), "rows.1.cells.a.evidence: field required"),
         (
-            _set("rows", 1, "evidence", "hearsay"),
+            put("rows", 1, "evidence", "hearsay"),
             "rows.1.cells.a.evidence: input should be 'verbatim', 'secondary', "
             "'recalled' or 'derived' (got 'hearsay')",
         ),
         (
-            _set("rows", 0, "cells", "avg", "mean", 75.1),
+            put("rows", 0, "cells", "avg", "mean", 75.1),
             "rows.0.cells.avg: the average of LoRA is printed 75.1 but its cells give 75.000; correct it or "
             "add a caveat that begins 'avg exception:' and names the row's label and the printed number",
         ),
-        (_set("id", "other"), "id: 'other' must be the file's name, 'tiny'"),
+        (put("id", "other"), "id: 'other' must be the file's name, 'tiny'"),
         (
-            _set("notes", "x"),
+            put("notes", "x"),
             "notes: unknown key; use id, paper, base, protocol, columns, rows, headline_claims or caveats",
         ),
-        (_set("rows", 0, "ranks", 8), "rows.0.ranks: unknown key; use method, label, rank, cells or source"),
+        (put("rows", 0, "ranks", 8), "rows.0.ranks: unknown key; use method, label, rank, cells or source"),
         (
-            _set("rows", 0, "cells", "a", "std", 1),
+            put("rows", 0, "cells", "a", "std", 1),
             "rows.0.cells.a.std: unknown key; use mean, sd or evidence",
         ),
         (
-            _set("protocol", "epochs", 1),
+            put("protocol", "epochs", 1),
             "protocol.epochs: unknown key; use train, metric, split, seeds, selection, rank or notes",
         ),
-        (_drop("protocol", "split"), "protocol.split: field required"),
-        (_set("columns", ["a", "b", "a"]), "columns: a column stands twice"),
-        (_set("columns", []), "columns: tuple should have at least 1 item after validation, not 0"),
-        (_set("rows", []), "rows: tuple should have at least 1 item after validation, not 0"),
+        (drop("protocol", "split"), "protocol.split: field required"),
+        (put("columns", ["a", "b", "a"]), "columns: a column stands twice"),
+        (put("columns", []), "columns: tuple should have at least 1 item after validation, not 0"),
+        (put("rows", []), "rows: tuple should have at least 1 item after validation, not 0"),
         (
-            _set("rows", 0, "cells", "a", "sd", -0.1),
+            put("rows", 0, "cells", "a", "sd", -0.1),
             "rows.0.cells.a.sd: input should be greater than or equal to 0 (got -0.1)",
         ),
         (
-            _set("rows", 0, "cells", "a", "mean", float("nan")),
+            put("rows", 0, "cells", "a", "mean", float("nan")),
             "rows.0.cells.a.mean: input should be a finite number (got nan)",
         ),
         (
-            _set("rows", 0, "cells", "a", "mean", "seventy"),
+            put("rows", 0, "cells", "a", "mean", "seventy"),
             "rows.0.cells.a.mean: input should be a valid number, unable to parse string as a number "
             "(got 'seventy')",
         ),
         (
-            _set("rows", 0, "cells", "a", 70.0),
+            put("rows", 0, "cells", "a", 70.0),
             "rows.0.cells.a: input should be a valid dictionary or instance of PublishedCell (got 70.0)",
         ),
     ],
 )
-def test_a_fault_is_said_with_its_key(tmp_path: Path, change: Callable[[Any], None], sentence: str) -> None:
+def test_a_fault_is_said_with_its_key(tmp_path: Path, change: Edit, sentence: str) -> None:
     table = copy.deepcopy(TABLE)
     change(table)
     assert refusal(written(tmp_path, table)) == sentence
