@@ -291,7 +291,7 @@ def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:
             found[0].label, rank if rank is not None else "—", len(found), todo,
             f"{found[0].learning_rate:g}",
             f"{trained[0]:,}" if len(trained) == 1 else f"{trained[0]:,} to {trained[-1]:,}",
-            f"{100 * max(run.share for run in found):.2g} %",
+            f"{_short(100 * max(run.share for run in found))} %",
             _short(sum(run.seconds for run in found) / len(found) / 60),
             _short(max(run.memory for run in found) / 2**30), notes[0] if notes else "",
         ])

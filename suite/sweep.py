@@ -12,7 +12,7 @@ from filelock import Timeout
 from rich.console import Console
 from rich.text import Text
 
-from suite import assets, bases, executor, paths, plan, records, registry, study, tracking
+from suite import assets, bases, executor, hub, paths, plan, records, registry, study, tracking
 from suite.display import Display, duration
 from suite.errors import UserError
 from suite.specs import RunSpec
@@ -210,7 +210,9 @@ def _writable() -> None:
 def _fetch(todo: Sequence[RunSpec], console: Console) -> None:
     """Have every base and data set at hand before a worker starts, or say in one sentence what cannot be had."""
     found = [bases.get(base) for base in dict.fromkeys(spec.base.id for spec in todo)]
-    sources = [registry.task(task).source for task in dict.fromkeys(spec.task.id for spec in todo)]
+    tasks = [registry.task(task) for task in dict.fromkeys(spec.task.id for spec in todo)]
+    sources = [source for task in tasks for source in task.sources]
+    hub.require(found, sources)
     wanted = [*(base.asset for base in found), *(source.asset for source in sources)]
     for asset in dict.fromkeys(asset for asset in wanted if asset):
         assets.fetch(asset, lambda text: console.print(Text(text, style="dim")))

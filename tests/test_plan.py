@@ -281,3 +281,30 @@ def test_the_plan_is_plain_data() -> None:
     assert json.loads(json.dumps(made.as_json()))["scale"] == "desk"
     assert plan.sentence(made).endswith(".")
     assert made.machine in plan.sentence(made)
+
+
+def test_without_the_hub_the_papers_scale_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from suite import executor, sweep
+    from suite.errors import UserError
+
+    def started(*_: Any) -> None:
+        raise AssertionError("a run was started")
+
+    monkeypatch.delenv("SUITE_DATASETS", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(executor, "run", started)
+    cells = study.cells(GORA, "paper")
+    with pytest.raises(UserError) as told:
+        sweep.run(GORA, "paper", cells, None, 1, Console(quiet=True))
+    repositories = str(told.value).split(": not on this machine, and HF_HUB_OFFLINE is set; ")[0]
+    assert set(repositories.split(", ")) == {
+        "google-t5/t5-base", "meta-llama/Llama-3.1-8B", "nyu-mll/glue", "meta-math/MetaMathQA", "openai/gsm8k",
+    }
+    assert "\n" not in str(told.value)
+    assert not any(record for record in records.load_many(cell.spec.id for cell in cells))
