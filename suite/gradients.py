@@ -1,7 +1,9 @@
 """The mean loss gradient of every linear layer of a frozen base, without ever holding two layers' gradients.
 
-A hook on each weight takes its gradient the moment it is complete, adds it to a file-backed accumulator off the
-device, and frees it. Beside the base, the pass needs the activations of one batch and one layer's gradient.
+A hook on each weight takes its gradient the moment it is complete, adds it to a file off the device, and
+frees it. Only one layer of that file is mapped at a time. Beside the base, the pass needs the activations of
+one batch, one layer's gradient and one layer's sum; the file itself lies in the page cache at most, which the
+system may drop at any time.
 
 The estimate depends on the base, the data and its own request only. It is made once per cell and kept on disk: a
 folder with `gradients.f32` (raw float32, layer after layer) and `index.json`. Every rank, learning rate and run seed
@@ -10,6 +12,7 @@ reads the same file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,8 +20,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
@@ -26,25 +30,20 @@ from torch import Tensor, nn
 from suite import paths
 from suite.method import Layer
 
+FILE = "gradients.f32"
+
 
 class StoredGradients(Mapping[str, Tensor]):
-    """Gradients by layer name, `[out, in]` float32, mapped from disk: a layer costs memory while it is looked at."""
+    """Gradients by layer name, `[out, in]` float32. A layer is mapped from disk, and costs memory, only while
+    its tensor is held."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        total = sum(math.prod(shape) for shape in self.index["shapes"].values())
-        self._flat = torch.from_file(str(folder / "gradients.f32"), shared=False, size=total, dtype=torch.float32)
-        self._start: dict[str, int] = {}
-        position = 0
-        for name, shape in self.index["shapes"].items():
-            self._start[name] = position
-            position += math.prod(shape)
+        self._start = _starts(self.index["shapes"])
 
     def __getitem__(self, name: str) -> Tensor:
-        shape = self.index["shapes"][name]
-        start = self._start[name]
-        return self._flat[start:start + math.prod(shape)].view(*shape)
+        return _mapped(self.folder, self._start[name], self.index["shapes"][name], "c")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._start)
@@ -64,36 +63,37 @@ def estimate(model: nn.Module, layers: Sequence[Layer], losses: Iterator[Tensor]
     The model must be frozen; it is frozen again on return and its weights are never written.
     """
     shapes = {x.name: (x.out_features, x.in_features) for x in layers}
-    total = sum(math.prod(shape) for shape in shapes.values())
+    starts = _starts(shapes)
     folder.mkdir(parents=True, exist_ok=True)
-    flat = torch.from_file(str(folder / "gradients.f32"), shared=True, size=total, dtype=torch.float32)
+    with open(folder / FILE, "wb") as file:
+        file.truncate(4 * sum(math.prod(shape) for shape in shapes.values()))  # reads as zeros
+    weights = {x.name: model.get_parameter(f"{x.name}.weight") for x in layers}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        def take(weight: Tensor) -> None:
+            assert weight.grad is not None
+            _mapped(folder, starts[name], shapes[name], "r+").add_(weight.grad.to("cpu", torch.float32))
+            weight.grad = None
+
+        return take
+
     handles = []
-    position = 0
-    weights: list[nn.Parameter] = []
-    for x in layers:
-        weight = model.get_submodule(x.name).weight
-        size = math.prod(shapes[x.name])
-        accumulator = flat[position:position + size].view(shapes[x.name])
-        position += size
-
-        def take(parameter: Tensor, accumulator: Tensor = accumulator) -> None:
-            assert parameter.grad is not None
-            accumulator.add_(parameter.grad.to("cpu", torch.float32))
-            parameter.grad = None
-
-        weights.append(weight)
-        weight.requires_grad_(True)
-        handles.append(weight.register_post_accumulate_grad_hook(take))
     try:
+        for name, weight in weights.items():
+            weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(keep(name)))
         values = []
         for loss in losses:
             loss.backward()
             values.append(loss.detach())
-        flat.div_(len(values))
+        for name, shape in shapes.items():
+            _mapped(folder, starts[name], shape, "r+").div_(len(values))
     finally:
-        for handle, weight in zip(handles, weights, strict=True):
+        for handle in handles:
             handle.remove()
+        for weight in weights.values():
             weight.requires_grad_(False)
+            weight.grad = None
     index = {"shapes": shapes, "batches": len(values), "loss": float(torch.stack(values).double().mean())}
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
@@ -113,3 +113,14 @@ def cached(key: str, make: Callable[[Path], None]) -> StoredGradients:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return StoredGradients(folder)
+
+
+def _starts(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Where each layer begins in the file, in scalars."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    return dict(zip(shapes, itertools.accumulate(sizes, initial=0), strict=False))
+
+
+def _mapped(folder: Path, start: int, shape: Sequence[int], mode: Literal["r+", "c"]) -> Tensor:
+    """One layer of the file, written through (`r+`) or not (`c`); unmapped when the tensor goes."""
+    return torch.from_numpy(np.memmap(folder / FILE, np.float32, mode, offset=4 * start, shape=tuple(shape)))
