@@ -128,6 +128,9 @@ class GoRA(Method["GoRA.Config"]):
         ranks = allocate(config, layers, importances)
         return Preparation(Prepared(ranks, gradients), {"ranks": ranks, "importances": importances})
 
+    def restore(self, report: Mapping[str, Any]) -> Prepared:
+        return Prepared(report["ranks"], {})
+
     def adapter(self, layer: Layer, starts: Sequence[Start]) -> Adapter:
         return LowRank([self.start(layer, start) for start in starts])
 
@@ -150,7 +153,7 @@ class GoRA(Method["GoRA.Config"]):
 
 def importance(W: Tensor, G: Tensor) -> float:
     """I = mean |W ∘ G|, the first-order sensitivity of the loss to the entries of W (eq. 5)."""
-    return float((W.to(torch.float32) * G.to(torch.float32)).abs().mean(dtype=torch.float64))
+    return float((W.to(torch.float32) * G.to(W.device, torch.float32)).abs().mean(dtype=torch.float64))
 
 
 def allocate(config: GoRA.Config, layers: Sequence[Layer], importances: Mapping[str, float]) -> dict[str, int]:

@@ -45,11 +45,12 @@ class LowRank(Adapter):
         self.A = nn.Parameter(torch.stack([_pad(f.A, 0, widest) for f in factors]))  # [runs, rank, in]
         self.B = nn.Parameter(torch.stack([_pad(f.B, 1, widest) for f in factors]))  # [runs, out, rank]
         self.scale: Tensor
-        self.register_buffer("scale", torch.tensor([f.scale for f in factors], dtype=self.A.dtype)[:, None, None])
-        self._ratios = torch.tensor([f.lr_ratio_b for f in factors])
+        scales = torch.tensor([f.scale for f in factors], dtype=torch.float64)
+        self.register_buffer("scale", scales[:, None, None])
+        self._ratios = torch.tensor([f.lr_ratio_b for f in factors], dtype=torch.float64)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        down = torch.bmm(x, self.A.mT) * self.scale  # [runs, tokens, rank]
+        down = torch.bmm(x, self.A.mT) * self.scale.to(x.dtype)  # [runs, tokens, rank]
         return torch.baddbmm(y, down, self.B.mT)
 
     def delta(self, run: int) -> Tensor:

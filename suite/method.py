@@ -68,7 +68,10 @@ class AdapterConfig(MethodConfig):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
     def targets(self, shapes: Shapes) -> list[Layer]:
-        """The adapted layers, in the order of the model. Raises `ValueError` when a name matches none."""
+        """The adapted layers, in the order of the model. Raises `ValueError` when there are none, or a name
+        matches none."""
+        if not shapes.layers:
+            raise ValueError("this base has no linear layer that could be adapted")
         if self.target_modules == "all-linear":
             return list(shapes.layers)
         for suffix in self.target_modules:
@@ -208,6 +211,10 @@ class Method(ABC, Generic[C]):
     def prepare(self, config: C, context: Context) -> Preparation:
         """Whatever depends on data or weights and happens once, before training."""
         return Preparation()
+
+    def restore(self, report: Mapping[str, Any]) -> Any:
+        """What `trained` and `peft_config` need of `Preparation.data`, from the report that the record keeps."""
+        return None
 
     def adapter(self, layer: Layer, starts: Sequence[Start]) -> Adapter | None:
         """The adapter of one layer for the runs of a pack (None: the layer is left alone).

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from suite.batches import Batch
-from suite.packing import Head
+from suite.packing import Head, wide
 
 
 def classify(model: Any, head: Head, batch: Batch) -> Tensor:
     """Logits `[runs, batch, classes]`: encoder, mean over real tokens, head of each run."""
     hidden = model(input_ids=batch.tokens, attention_mask=batch.mask).last_hidden_state
+    hidden = hidden.to(wide(hidden.dtype))
     weights = batch.mask.unsqueeze(-1).to(hidden.dtype)
     return head((hidden * weights).sum(1) / weights.sum(1))
 
@@ -22,6 +23,7 @@ def classify(model: Any, head: Head, batch: Batch) -> Tensor:
 def classification_loss(model: Any, head: Head, batch: Batch) -> Tensor:
     """Mean cross-entropy of each run over its items, `[runs]`."""
     logits = classify(model, head, batch)
+    logits = logits.to(wide(logits.dtype))
     runs, items, classes = logits.shape
     losses = functional.cross_entropy(logits.reshape(-1, classes), batch.labels.reshape(-1), reduction="none")
     return losses.view(runs, items).mean(1)
@@ -32,11 +34,12 @@ def language_loss(model: Any, runs: int, batch: Batch) -> Tensor:
 
     The vocabulary is only ever visited at positions that carry loss.
     """
-    hidden = model.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    output = model.base_model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+    hidden = output.last_hidden_state
     targets = batch.labels[:, 1:]
     carries = targets != -100
-    logits = model.lm_head(hidden[:, :-1][carries])
-    losses = functional.cross_entropy(logits.float(), targets[carries], reduction="none").to(logits.dtype)
+    logits = model.get_output_embeddings()(hidden[:, :-1][carries])
+    losses = functional.cross_entropy(logits.to(wide(logits.dtype)), targets[carries], reduction="none")
     run_of = torch.arange(runs, device=losses.device).repeat_interleave(targets.shape[0] // runs)
     owner = run_of[:, None].expand_as(targets)[carries]
     sums = losses.new_zeros(runs).index_add(0, owner, losses)

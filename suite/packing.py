@@ -7,7 +7,7 @@ adapters and heads see runs. No operation of the base mixes samples, hence gradi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,14 +17,23 @@ from torch import Tensor, nn
 from suite.method import Adapter, Layer, Method, Shapes, Start, seeded
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What is trained, and every loss, is float32, or the base's own type where that is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer with an adapter beside it: `adapter(x, W x) + bias`."""
+    """A frozen linear layer with an adapter beside it: `adapter(x, W x) + bias`.
+
+    The adapter computes in its own wide type, whatever the base's: bfloat16 does not show a step of training.
+    """
 
     def __init__(self, base: nn.Linear, adapter: Adapter, runs: int) -> None:
         super().__init__()
         self.base = base
         self.adapter = adapter
         self.runs = runs
+        self.wide = wide(base.weight.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -36,8 +45,9 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.linear(x, self.base.weight)
-        per_run = self.adapter(x.reshape(self.runs, -1, x.shape[-1]), y.reshape(self.runs, -1, y.shape[-1]))
-        y = per_run.reshape(y.shape)
+        per_run = self.adapter(x.reshape(self.runs, -1, x.shape[-1]).to(self.wide),
+                               y.reshape(self.runs, -1, y.shape[-1]).to(self.wide))
+        y = per_run.reshape(y.shape).to(y.dtype)
         return y if self.base.bias is None else y + self.base.bias
 
 
@@ -57,7 +67,7 @@ class Head(nn.Module):
         self.runs = runs
 
     def forward(self, pooled: Tensor) -> Tensor:
-        per_run = pooled.reshape(self.runs, -1, pooled.shape[-1])
+        per_run = pooled.reshape(self.runs, -1, pooled.shape[-1]).to(self.weight.dtype)
         return torch.baddbmm(self.bias, per_run, self.weight.mT)
 
     def state(self, run: int) -> dict[str, Tensor]:
@@ -77,12 +87,16 @@ class Packed:
         self.adapters: dict[str, Adapter] = {}
         self._wrapped: dict[str, AdaptedLinear] = {}
         weight = next(model.parameters())
-        for layer in method.targets(starts[0].config, shapes):
-            adapter = method.adapter(layer, starts)
+        place = (weight.device, wide(weight.dtype))
+        targets = method.targets(starts[0].config, shapes)
+        if any(method.targets(start.config, shapes) != targets for start in starts[1:]):
+            raise ValueError("the runs of a pack adapt different layers")
+        made = [(layer, method.adapter(layer, starts)) for layer in targets]
+        for layer, adapter in made:  # only now that all could be made: a failure leaves the base as it was
             if adapter is not None:
-                self._attach(layer, adapter.to(weight.device))
+                self._attach(layer, adapter.to(*place))
         if head is not None:
-            head.to(weight.device)
+            head.to(*place)
         if method.trains == "base":
             model.requires_grad_(True)
 
@@ -123,15 +137,27 @@ class Packed:
             tensors |= {f"head.{name}": tensor for name, tensor in self.head.state(run).items()}
         return tensors
 
+    def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave for a run of the same config."""
+        for layer, adapter in self.adapters.items():
+            adapter.load(run, {name: tensors[f"{layer}.{name}"] for name in adapter.state(run)})
+        with torch.no_grad():
+            if self.method.trains == "base":
+                for name, parameter in self.model.named_parameters():
+                    parameter.copy_(tensors[name])
+            if self.head is not None:
+                for name, own in self.head.state(run).items():
+                    own.copy_(tensors[f"head.{name}"])
+
     @contextmanager
     def merged(self, run: int) -> Iterator[nn.Module]:
         """The plain base with one run's deltas added to copies of its weights; the base itself is not written."""
         originals = {name: wrapped.base for name, wrapped in self._wrapped.items()}
         try:
             for name, base in originals.items():
-                wide = base.weight.double() + self.adapters[name].delta(run).double()
+                merged = base.weight.double() + self.adapters[name].delta(run).double()
                 plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-                plain.weight = nn.Parameter(wide.to(base.weight.dtype), requires_grad=False)
+                plain.weight = nn.Parameter(merged.to(base.weight.dtype), requires_grad=False)
                 plain.bias = base.bias
                 _replace(self.model, name, plain)
             yield self.model

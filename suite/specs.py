@@ -121,8 +121,8 @@ class RunSpec(Frozen):
     def packing_key(self) -> tuple[str, ...]:
         """Runs with equal keys share a base, a task, a method and a step structure, and may ride in one pack.
 
-        What may differ inside a pack: the method's config (rank, alpha ...; not which layers it adapts), learning rate
-        and seed.
+        What may differ inside a pack: the method's config (rank, alpha ...; not which layers it adapts),
+        learning rate and seed.
         """
         recipe = self.recipe.model_copy(update={"learning_rate": 1.0})
         return (
