@@ -304,7 +304,8 @@ def test_without_the_hub_the_papers_scale_is_refused_before_anything_starts(
         sweep.run(GORA, "paper", cells, None, 1, Console(quiet=True))
     repositories = str(told.value).split(": not on this machine, and HF_HUB_OFFLINE is set; ")[0]
     assert set(repositories.split(", ")) == {
-        "google-t5/t5-base", "meta-llama/Llama-3.1-8B", "nyu-mll/glue", "meta-math/MetaMathQA", "openai/gsm8k",
+        "google-t5/t5-base", "meta-llama/Llama-3.1-8B", "nyu-mll/glue",
+        "meta-math/MetaMathQA", "openai/gsm8k",
     }
     assert "\n" not in str(told.value)
     assert not any(record for record in records.load_many(cell.spec.id for cell in cells))
