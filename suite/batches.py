@@ -59,15 +59,17 @@ class Batch:
 
 def encode(tokenizer: Any, items: Sequence[Item], max_length: int, generation: bool) -> EncodedSet:
     """Tokenise items. Classification: the tokenizer's own special tokens. Generation: prompt, target, end token; a
-    prompt that is too long loses its beginning, so that the question's end and the answer stay."""
+    prompt that is too long loses its beginning, so that the question's end and the answer stay; a target that
+    is too long by itself loses its end."""
     encoded: list[Encoded] = []
     truncated = 0
     for item in items:
         if generation:
             prompt = tokenizer(item.text, add_special_tokens=False).input_ids
-            target = tokenizer(item.target, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+            target = [*tokenizer(item.target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
             room = max(0, max_length - len(target))
-            truncated += len(prompt) > room
+            truncated += len(prompt) + len(target) > max_length
+            target = target[:max_length]
             encoded.append(Encoded(prompt[max(0, len(prompt) - room):] + target, target=len(target)))
         else:
             tokens = tokenizer(item.text, item.pair, truncation=True, max_length=max_length + 1).input_ids
