@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ REPORT_EVERY = 10
 
 @dataclass(frozen=True)
 class Trained:
-    """Curves `[steps, runs]`, which runs stayed finite `[runs]`, and what it cost."""
+    """Curves `[steps, runs]`, which runs stayed finite `[runs]`, and what it cost.
+
+    A run that stopped being finite has NaN after the step that stopped it, and its tokens end there too: what
+    is said of a run is the same in every pack.
+    """
 
     losses: Tensor
     norms: Tensor
@@ -41,8 +46,8 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
     adamw = optimiser.PackedAdamW(packed.parameters(), len(specs), [s.recipe.learning_rate for s in specs], recipe)
     losses = torch.zeros(steps, len(specs), device=adamw.device, dtype=adamw.rates.dtype)
     norms = torch.zeros_like(losses)
+    lived = torch.zeros_like(losses, dtype=torch.bool)  # whether a run still trained when a step began
     real = positions = 0
-    taken = steps
     started = time.perf_counter()
 
     for step in range(steps):
@@ -50,17 +55,18 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
         loss = loss_of(batch)
         loss.sum().backward()
         losses[step] = loss.detach()
+        lived[step] = adamw.alive
         norms[step] = adamw.step(losses[step], float(factors[step]))
         real += batch.real
         positions += batch.positions
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
             progress(step + 1, steps)
             if not bool(adamw.alive.any()):
-                taken = step + 1
                 break
 
     alive = adamw.alive.tolist()
-    rates = factors[:taken, None] * torch.tensor([s.recipe.learning_rate for s in specs])
-    tokens = [sum(len(data.items[i].tokens) for batch in order[:taken] for i in batch) for order in orders]
-    return Trained(losses[:taken].cpu(), norms[:taken].cpu(), rates, alive, time.perf_counter() - started, tokens,
-                   1 - real / positions)
+    losses, norms = (curve.masked_fill(~lived, math.nan).cpu() for curve in (losses, norms))
+    rates = factors[:, None] * torch.tensor([s.recipe.learning_rate for s in specs], dtype=factors.dtype)
+    tokens = [sum(len(data.items[i].tokens) for batch in order[:taken] for i in batch)
+              for order, taken in zip(orders, lived.sum(0).tolist(), strict=True)]
+    return Trained(losses, norms, rates, alive, time.perf_counter() - started, tokens, 1 - real / positions)

@@ -1,0 +1,136 @@
+"""The training loop of a pack: repeatable to the bit, one data order per seed, unharmed by a run that breaks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods.lora import LoRA
+from suite import registry
+from suite.batches import Batch, collate, training_order
+from suite.method import Start
+from suite.packing import Packed
+from suite.specs import RunSpec
+from suite.training import Trained, train
+from tests import tiny
+
+METHOD = registry.method("lora")
+BREAKS = 1e150  # a learning rate after whose first step no loss is finite
+
+
+def trained(arch: str, rates: list[float], seeds: list[int] | None = None,
+            **recipe: object) -> tuple[tiny.Tiny, Packed, Trained]:
+    base = tiny.build(arch)
+    seeds = seeds or list(range(len(rates)))
+    config = LoRA.Config(rank=3)
+    packed = base.pack(METHOD, [Start(config, seed) for seed in seeds])
+    specs = [base.spec(METHOD, config, seed, rate, **recipe) for seed, rate in zip(seeds, rates, strict=True)]
+    return base, packed, base.train(packed, specs)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Equal to the bit, NaN for NaN."""
+    return torch.equal(one.nan_to_num(nan=12345.0), other.nan_to_num(nan=12345.0))
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama", "t5"])
+def test_two_identical_trainings_are_equal_to_the_bit(arch: str) -> None:
+    found = []
+    for noise in range(2):
+        torch.manual_seed(noise)  # the global generator has no say
+        _, packed, result = trained(arch, [1e-3, 1e-2])
+        found.append((result.losses, result.norms, [packed.state(run) for run in range(2)]))
+    (losses, norms, states), (others, other_norms, other_states) = found
+    assert torch.equal(losses, others)
+    assert torch.equal(norms, other_norms)
+    for state, other in zip(states, other_states, strict=True):
+        assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama"])
+def test_a_run_that_breaks_leaves_its_neighbours_as_they_are_without_it(arch: str) -> None:
+    _, ill, broken = trained(arch, [1e-3, BREAKS, 2e-3])
+    _, well, healthy = trained(arch, [1e-3, 1e-3, 2e-3])
+    assert broken.alive == [True, False, True]
+    assert healthy.alive == [True] * 3
+    for run in (0, 2):
+        assert same(broken.losses[:, run], healthy.losses[:, run])
+        assert same(broken.norms[:, run], healthy.norms[:, run])
+        assert all(torch.equal(tensor, well.state(run)[name]) for name, tensor in ill.state(run).items())
+        assert broken.tokens[run] == healthy.tokens[run]
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama"])
+def test_a_run_that_breaks_says_the_same_of_itself_in_any_pack(arch: str) -> None:
+    _, _, pack = trained(arch, [1e-3, BREAKS], epochs=6)
+    _, _, solo = trained(arch, [BREAKS], seeds=[1], epochs=6)
+    assert pack.alive[1] is solo.alive[0] is False
+    assert pack.losses.shape[0] == solo.losses.shape[0] == pack.rates.shape[0] == 24
+    finite = pack.losses[:, 1].isfinite().tolist()
+    steps = finite.index(False)
+    assert not any(finite[steps:])
+    torch.testing.assert_close(solo.losses[:steps, 0], pack.losses[:steps, 1])
+    assert not solo.losses[steps:, 0].isfinite().any()
+    assert torch.equal(solo.rates[:, 0], pack.rates[:, 1])
+    assert pack.tokens[1] == solo.tokens[0] < pack.tokens[0]
+    assert torch.isfinite(pack.losses[:, 0]).all()
+
+
+def test_a_pack_in_which_no_run_is_left_stops_early() -> None:
+    base = tiny.build("llama")
+    config = LoRA.Config(rank=2)
+    packed = base.pack(METHOD, [Start(config, 0)])
+    seen: list[tuple[int, int]] = []
+    train(packed, [base.spec(METHOD, config, 0, BREAKS, epochs=10)], base.data, base.loss_of(packed),
+          lambda done, total: seen.append((done, total)))
+    assert seen == [(10, 40)]
+
+
+def test_progress_is_told_every_ten_steps_and_at_the_end() -> None:
+    base = tiny.build("llama")
+    config = LoRA.Config(rank=2)
+    packed = base.pack(METHOD, [Start(config, 0)])
+    seen: list[tuple[int, int]] = []
+    train(packed, [base.spec(METHOD, config, epochs=6)], base.data, base.loss_of(packed),
+          lambda done, total: seen.append((done, total)))
+    assert seen == [(10, 24), (20, 24), (24, 24)]
+
+
+def test_each_run_sees_its_own_seeds_order_of_the_data() -> None:
+    base = tiny.build("bert")
+    config = LoRA.Config(rank=2)
+    packed = base.pack(METHOD, [Start(config, seed) for seed in (5, 6)])
+    specs: list[RunSpec] = [base.spec(METHOD, config, seed) for seed in (5, 6)]
+    seen: list[Batch] = []
+    loss_of = base.loss_of(packed)
+
+    def watched(batch: Batch) -> Tensor:
+        seen.append(batch)
+        return loss_of(batch)
+
+    result = train(packed, specs, base.data, watched, lambda done, total: None)
+    orders = [training_order(base.data, 4, 2, seed) for seed in (5, 6)]
+    assert len(seen) == 8
+    for step, batch in enumerate(seen):
+        expected = collate(base.data, [order[step] for order in orders], tiny.CPU)
+        assert torch.equal(batch.tokens, expected.tokens)
+    tokens = 2 * sum(len(item.tokens) for item in base.data.items)
+    assert result.tokens == [tokens, tokens]
+    assert result.padding == pytest.approx(1 - 2 * tokens / sum(batch.positions for batch in seen))
+
+
+def test_recorded_rates_are_each_runs_own_peak_times_the_schedule() -> None:
+    _, _, result = trained("bert", [1e-4, 3e-2], warmup_ratio=0.25)
+    assert result.rates[:3].tolist() == [[pytest.approx(rate / 2 * k, rel=1e-14) for rate in (1e-4, 3e-2)]
+                                         for k in (1, 2, 2)]
+    assert result.rates.shape == (8, 2)
+
+
+def test_training_lowers_the_loss() -> None:
+    _, _, result = trained("llama", [1e-2], epochs=20)
+    first, last = result.losses[:4, 0].mean(), result.losses[-4:, 0].mean()
+    assert math.isfinite(float(last))
+    assert last < 0.5 * first
