@@ -98,7 +98,8 @@ class Pack(Part):
 
 
 class Record(Part):
-    """Everything one run left behind, but for the tables that stand beside it as parquet."""
+    """Everything one run left behind, but for the tables that stand beside it as parquet. `final_loss` is None when
+    it was not finite."""
 
     id: str
     spec: RunSpec

@@ -176,7 +176,7 @@ def test_filling_some_cells_leaves_the_others() -> None:
 
 def test_diverged_and_skipped_runs_are_there() -> None:
     places = [cell("lora"), cell("gora")]
-    made = filled(record(places[0], "diverged", final_loss=float("nan")), record(places[1], "skipped"))
+    made = filled(record(places[0], "diverged", final_loss=None), record(places[1], "skipped"))
     assert tracking.sync(STUDY, "desk", places, made).problem is None
     shown = {run.data.tags["status"]: run.info.status for run in runs()}
     assert shown == {"diverged": "FAILED", "skipped": "KILLED"}

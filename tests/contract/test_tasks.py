@@ -181,5 +181,5 @@ def test_a_hub_task_says_in_one_sentence_that_it_is_not_here(any_task: str) -> N
         return
     with pytest.raises(UserError) as caught:
         task.load(None)
-    assert task.source.hub in str(caught.value)
+    assert any(source.hub and source.hub in str(caught.value) for source in task.sources)
     assert "\n" not in str(caught.value)
