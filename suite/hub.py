@@ -38,16 +38,17 @@ def read(source: Source, split: str, texts: Sequence[str], rows: int, others: Se
 
     name = f"data set {source.hub} ({f'{source.subset}, ' if source.subset else ''}{split})"
     copy = _copy(source)
+    advice = f"go online, or set SUITE_DATASETS to a folder with a copy of the repository as {source.hub}"
+    if copy is None and not _has_data(source):  # asked here because `datasets` would try for half a minute
+        reason = _refusal(str(source.hub), str(source.revision), "dataset")
+        if reason is not None:
+            raise UserError(f"{name}: not on this machine, and {reason}; {advice}")
     where = {"path": source.hub, "revision": source.revision} if copy is None else {"path": str(copy)}
     try:
         with _quiet():
             found = datasets.load_dataset(name=source.subset, split=split, **where)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError):
-        raise UserError(
-            f"{name}: neither in the cache of `datasets` nor to be had from the hub at revision "
-            f"{str(source.revision)[:12]}; go online, or set SUITE_DATASETS to a folder with a copy of the "
-            f"repository as {source.hub}"
-        ) from None
+        raise UserError(f"{name}: not on the hub at revision {source.revision}; {advice}") from None
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         place = copy or "what the hub gave"
         raise UserError(f"{name}: {place} cannot be read ({_first_line(error)})") from None

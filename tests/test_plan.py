@@ -211,7 +211,7 @@ def test_time_is_that_of_the_operations_where_layers_are_large() -> None:
 
 def test_time_is_that_of_launching_where_layers_are_small() -> None:
     found = spec("bench", "table=classification", "task=movie-sentiment", "method=lora", "rank=8")
-    steps, scoring = -(-6568 // 32), -(-2502 // 64)
+    steps, scoring = -(-6568 // found.recipe.batch_size), -(-2502 // 64)
     assert estimate(found, MACHINES["bench"]).seconds == pytest.approx(3 + (steps + scoring / 3) * 36 * 3e-4)
     assert estimate(found, MACHINES["desk"]).seconds > estimate(found, MACHINES["bench"]).seconds
 
