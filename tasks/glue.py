@@ -17,9 +17,8 @@ Splits. The papers train on GLUE's training split, report on its validation spli
 its test labels are secret, and hold nothing out. Here `test` is that validation split, whole. `validation` is
 cut from the training split, a tenth of it but at most 1,000 items, so that nothing is selected on the split
 that is reported. This costs MRPC 11 of its 115 steps, CoLA 27 of 268, SST-2 31 of 2,105. Items that share
-their first sentence stay together; a training item whose text stands in the reported split is left out, so
-`sizes` may be a little more than there is. (SST-2 trains on phrases of the same reviews: its validation score
-flatters.)
+their first sentence stay together, and a training item whose text stands in the reported split is left out,
+so `sizes` may be off by a few. (SST-2 trains on phrases of the same reviews: its validation score flatters.)
 
 The metric is accuracy for every task, as in those papers; CoLA's own would be Matthews correlation. Always
 answering `acceptable` scores 69.13 % on CoLA, always `equivalent` 68.38 % on MRPC.
