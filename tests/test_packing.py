@@ -111,6 +111,14 @@ def test_detach_puts_the_very_same_modules_back_frozen() -> None:
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
+def test_detaching_freezes_a_base_that_was_fully_trained() -> None:
+    base, full = tiny.build("bert"), registry.method("full")
+    packed = base.pack(full, [Start(full.Config(), 0)])
+    assert all(p.requires_grad for p in base.model.parameters())
+    packed.detach()
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
 def test_a_base_can_be_packed_again_after_detaching() -> None:
     base, fresh = tiny.build("bert"), tiny.build("bert")
     first = base.pack(METHOD, starts(2, 4))

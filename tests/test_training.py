@@ -1,4 +1,4 @@
-"""The training loop of a pack: repeatable to the bit, one data order per seed, unharmed by a run that breaks."""
+"""The training loop of a pack: repeatable to the bit, an order per seed, unharmed by a run that breaks."""
 
 from __future__ import annotations
 
