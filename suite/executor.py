@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -133,6 +134,7 @@ class Local:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=_work, args=(self.threads, self.device, number, theirs), daemon=True)
         # Ctrl-C is the driver's to handle, from the worker's first instant on: the mask is inherited.
+        resource_tracker.ensure_running()  # which, if started with the worker, would lift the mask
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
