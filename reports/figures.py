@@ -1,7 +1,7 @@
-"""How figures look, and how they are written: SVG that follows the page's light or dark, and PNG and SVG files.
+"""How figures look, and how they are written: SVG in the page, and PNG, SVG and PDF files.
 
-Matplotlib draws with a few marked colours for ink, grid and paper. In the page these become CSS variables; in the files
-they stay what they are, dark on white.
+Matplotlib draws with a few marked colours for ink, grid and paper. In the page these become CSS variables, so
+that a figure follows the page's light or dark; in the files they stay what they are, dark on white.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 
@@ -25,18 +27,21 @@ if TYPE_CHECKING:
 INK, MUTED, GRID, PAPER = "#1e2329", "#646c76", "#dfe3e7", "#fefefe"
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)", PAPER: "var(--panel)"}
 #: One colour per row of a study, in the order of its file; readable on white and on near-black.
-PALETTE = ("#9a6b4f", "#8d8b27", "#7d858e", "#3f7fbf", "#2a9d9d", "#4a9a4f", "#e0771c", "#d1495b", "#8d66b5", "#cc6ba2")
+PALETTE = ("#9a6b4f", "#8d8b27", "#7d858e", "#3f7fbf", "#2a9d9d", "#4a9a4f", "#e0771c", "#d1495b", "#8d66b5",
+           "#cc6ba2")
 MARKERS = ("s", "P", "X", "o", "^", "v", "D", "<", ">", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 STYLE: Mapping[str, Any] = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9.5,
-    "axes.titleweight": "bold", "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5,
-    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.7, "axes.grid": True,
-    "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.spines.top": False,
-    "axes.spines.right": False, "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER,
-    "hatch.color": GRID, "hatch.linewidth": 0.8, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "suite",
-    "path.simplify": True, "lines.linewidth": 1.6, "axes.unicode_minus": True,
+    "axes.titleweight": "bold", "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5, "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.edgecolor": MUTED, "axes.linewidth": 0.7, "axes.grid": True, "grid.color": GRID,
+    "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.facecolor": PAPER, "axes.facecolor": "none",
+    "savefig.facecolor": PAPER, "hatch.color": GRID, "hatch.linewidth": 0.8, "legend.frameon": False,
+    "svg.fonttype": "none", "svg.hashsalt": "suite", "pdf.fonttype": 42, "lines.linewidth": 1.6,
+    "axes.unicode_minus": True, "text.parse_math": False,
 }
 
 
@@ -51,16 +56,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure ready for the page. `svg` is inline SVG; the files stand beside the page under `figures/`."""
+    """A figure ready for the page. `svg` is inline SVG; its files stand beside the page in `figures/`."""
 
     name: str
     caption: str
     alt: str
     svg: str
     width: int  # CSS pixels at which its text has the size it was drawn for
-    png: str
-    svg_file: str
-    small: bool = False
+    formats: tuple[str, ...] = ("png", "svg")
+
+    def file(self, suffix: str) -> str:
+        """Where the page finds the file of a format."""
+        return f"figures/{self.name}.{suffix}"
 
 
 def looks(rows: Sequence[str]) -> dict[str, Look]:
@@ -76,25 +83,35 @@ def drawing(width: float, height: float) -> Drawing:
 
 def style() -> Any:
     """The context in which figures are drawn and written."""
-    return mpl.rc_context(dict(STYLE))
+    return mpl.rc_context(dict(STYLE))  # type: ignore[arg-type]
 
 
-def finish(figure: Drawing, name: str, caption: str, alt: str, folder: Path, small: bool = False) -> Figure:
-    """Write `name.svg` and `name.png` into `folder` and return the figure for the page."""
+def finish(figure: Drawing, name: str, caption: str, alt: str, folder: Path, paper: bool = False) -> Figure:
+    """Write the figure's files into `folder` and return it for the page. Same figure, same bytes.
+
+    `paper`: write PDF too, with its fonts embedded as papers want them, which takes as long as all the rest.
+    """
     out = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(out, metadata={key: None for key in ("Creator", "Date", "Format", "Type")})
+    FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
     (folder / f"{name}.svg").write_text(text, encoding="utf-8")
     FigureCanvasAgg(figure).print_png(folder / f"{name}.png", metadata={"Software": None})
-    width = round(figure.get_figwidth() * 100)
-    return Figure(name, caption, alt, inline(text, name, alt), width, f"figures/{name}.png", f"figures/{name}.svg", small)
+    if paper:
+        nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+        FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata=nothing)
+    formats = ("png", "svg", "pdf") if paper else ("png", "svg")
+    return Figure(name, caption, alt, inline(text, name, alt), round(figure.get_figwidth() * 100), formats)
+
+
+#: Coordinates need two decimals; texts such as tick labels keep all of theirs.
+_SHORTER = re.compile(r"(\d+\.\d{2})\d+")
 
 
 def inline(svg: str, name: str, alt: str) -> str:
-    """Matplotlib's SVG file as an element of a page: named for readers who cannot see it, ids of its own, theme
-    colours as CSS variables, the page's fonts, nothing fetched."""
-    from html import escape
+    """Matplotlib's SVG file as an element of a page.
 
+    It gets a name for readers who cannot see it, ids of its own, CSS variables for colours, the page's fonts.
+    """
     body = svg[svg.index("<svg"):]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
@@ -104,7 +121,7 @@ def inline(svg: str, name: str, alt: str) -> str:
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
     body = re.sub(r"\n\s*", "\n", body)
-    body = re.sub(r'(\d+\.\d{2})\d+', r"\1", body)
+    body = re.sub(r' (?:d|transform|x|y)="[^"]*"', lambda found: _SHORTER.sub(r"\1", found[0]), body)
     head = re.match(r"<svg[^>]*>", body)
     assert head is not None
     box = re.search(r'viewBox="([^"]+)"', head[0])
@@ -113,23 +130,25 @@ def inline(svg: str, name: str, alt: str) -> str:
     return opening + body[head.end():]
 
 
-def panels(figure: Drawing, columns: int, rows: int, share_y: bool = False, **margins: float) -> list[Axes]:
-    """A flat list of axes with margins in inches (left, right, top, bottom, wide, high: the last two between panels)."""
+def panels(figure: Drawing, columns: int, rows: int, share: bool = False, **margins: float) -> list[Axes]:
+    """A flat list of axes. Margins in inches: left, right, top, bottom; wide and high lie between panels."""
     width, height = figure.get_size_inches()
     left, right = margins.get("left", 0.6) / width, 1 - margins.get("right", 0.15) / width
     top, bottom = 1 - margins.get("top", 0.35) / height, margins.get("bottom", 0.45) / height
     each = (right - left) * width / columns, (top - bottom) * height / rows
-    grid = figure.add_gridspec(rows, columns, left=left, right=right, top=top, bottom=bottom,
-                               wspace=margins.get("wide", 0.25) / each[0], hspace=margins.get("high", 0.6) / each[1])
+    between = {"wspace": margins.get("wide", 0.25) / each[0], "hspace": margins.get("high", 0.6) / each[1]}
+    grid = figure.add_gridspec(rows, columns, left=left, right=right, top=top, bottom=bottom, **between)
     found: list[Axes] = []
     for i in range(rows * columns):
-        found.append(figure.add_subplot(grid[i // columns, i % columns], sharey=found[0] if share_y and found else None))
+        shared = found[0] if found else None
+        found.append(figure.add_subplot(grid[i // columns, i % columns], sharex=shared if share else None,
+                                        sharey=shared if share else None))
     return found
 
 
 @cache
 def ramp() -> Any:
-    """Light to dark blue for rank maps; never so light that it vanishes on white nor so dark that numbers drown."""
+    """Light to dark blue for rank maps, none so light that it vanishes on white."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("ranks", ["#e3edf7", "#9cc3e4", "#4a8cc7", "#1c5a99", "#0b3663"])

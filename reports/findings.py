@@ -1,102 +1,209 @@
-"""What a study found, in sentences. Every word depends on the numbers; nothing is assumed about any method."""
+"""What a study found, in sentences. Every word depends on the numbers, none on a method."""
 
 from __future__ import annotations
 
+import statistics as plain
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reports import numbers
-from reports.provenance import Totals, single_item
-from reports.tables import AVERAGE, StudyTable
+from reports.provenance import Totals
+from reports.publication import Publication, column_name
+from reports.tables import AVERAGE, Line, StudyTable
+from suite import bases
+from suite.errors import UserError
+from suite.published import AVERAGE as PUBLISHED_AVERAGE
 
 if TYPE_CHECKING:
     from suite.study import Study
 
+#: Names that a sentence lists before it says how many more there are.
+LISTED = 8
+#: What the word means in every sentence here.
+CLEARLY = ("Clearly: the paired 95 % interval over test items excludes zero, and at least two seeds all "
+           "point the same way.")
+
+
+@dataclass(frozen=True)
+class Banner:
+    """Why the numbers are no reproduction of the paper's, and what differs, table by table."""
+
+    text: str
+    tables: tuple[tuple[str, str], ...]
+
 
 def state(totals: Totals) -> str:
     """How complete the study is."""
+    planned = numbers.several(totals.planned, "planned run")
     if totals.recorded == 0:
-        return f"None of the {numbers.several(totals.planned, 'planned run')} has been made yet, so there is nothing to compare."
+        return f"None of the {planned} has been made yet, so there is nothing to compare."
     done = totals.fates.get("finished", 0)
     if done == totals.planned:
-        return f"All {numbers.several(totals.planned, 'planned run')} finished."
-    words = {"diverged": "diverged", "failed": "failed", "skipped": "skipped as not applicable", "missing": "not run yet"}
+        return f"All {planned} finished."
+    words = {"diverged": "diverged", "failed": "failed", "skipped": "skipped as not applicable",
+             "missing": "not run yet"}
     rest = [f"{totals.fates[key]} {word}" for key, word in words.items() if totals.fates.get(key)]
-    return f"{done} of {numbers.several(totals.planned, 'planned run')} finished; {numbers.listing(rest)}."
+    return f"{done} of {planned} finished; {numbers.listing(rest)}."
 
 
 def table_sentences(table: StudyTable) -> list[str]:
-    """What one table says: its reference, what differs clearly, what cannot be told apart, what is missing."""
-    column = table.headline
-    over = f"averaged over {numbers.several(len(table.columns), 'task')}" if column == AVERAGE else table.title_of(column)
-    clear, open_, weak = [], [], []
-    for line in table.lines:
-        delta = table.differences.get((line.key, column))
-        if delta is None:
-            continue
-        shown = f"{line.label} ({numbers.signed(delta.mean)})"
-        if delta.clear:
-            clear.append(shown)
-        elif delta.interval is not None and delta.interval.excludes_zero:
-            weak.append(shown)
-        else:
-            open_.append(shown)
-    found = [_levels(table, over)] if _levels(table, over) else []
-    reference = table.reference_label
-    if clear:
-        found.append(f"Clearly different from {reference}: {numbers.listing(clear)} points.")
-    if weak:
-        why = "from one seed only" if len(table.seeds) < 2 else "but with one seed only, or seeds that disagree"
-        found.append(f"Beyond the noise of the test items, {why}, so no claim: {numbers.listing(weak)} points.")
-    if open_:
-        found.append(f"Not told apart from {reference}: {numbers.listing(open_)} points.")
-    intervals = sum(1 for delta in table.differences.values() if delta.interval is not None)
-    if intervals >= 10:
-        found.append(f"The table holds {intervals} intervals; at 95 % about {max(1, round(intervals * 0.05))} would "
-                     "exclude zero by chance alone.")
-    missing = [line.label for line in table.lines if table.values[line.key, column].summary is None]
-    if missing and len(missing) < len(table.lines):
-        found.append(f"Without a complete result: {numbers.listing(missing)}.")
-    return found or ["No line has a result yet."]
-
-
-def slices(table: StudyTable) -> str:
-    """How small the data of a table is, plainly; empty while nothing has run."""
-    known = [column for column in table.columns if column.test]
-    if not known:
-        return ""
-    sizes = sorted({(column.train or 0, column.test or 0) for column in known})
-    parts = [f"{numbers.count(train)} training and {numbers.count(test)} test items" for train, test in sizes]
-    each = " each" if len(known) > 1 and len(sizes) == 1 else ""
-    smallest = min(column.test or 1 for column in known)
-    return (f"A small slice of the data: {' or '.join(parts)}{each}, {numbers.several(len(table.seeds), 'seed')}; one "
-            f"test item moves a single run's score by {single_item(smallest)} points.")
-
-
-def banner(study: Study, scale: str, table: StudyTable, base: str, bench: str) -> str:
-    """Why numbers of the small scales are no reproduction of the paper's. Empty at the paper's own scale."""
-    if scale == "paper":
-        return ""
-    tasks = numbers.listing([column.title for column in table.columns])
-    return (f"Not a reproduction of the paper's numbers. This is scale {scale}: the same kind of table on another base "
-            f"({table.base} instead of {base}) and other data ({tasks} instead of {bench}). Only the shape of the "
-            "comparison carries over.")
-
-
-def _levels(table: StudyTable, over: str) -> str:
-    """The reference's score, the best line, and the majority class to measure both by."""
-    column = table.headline
-    scored = [(summary.mean, line) for line in table.lines
-              if (summary := table.values[line.key, column].summary) is not None]
+    """What one table says: who is highest, what differs from the reference, what it costs."""
+    scored = {line.key: summary.mean for line in table.lines
+              if (summary := table.values[line.key, table.headline].summary) is not None}
     if not scored:
-        return ""
-    best, line = max(scored, key=lambda pair: pair[0])
-    anchors = [mean for mean, x in scored if table.is_reference(x)]
-    text = f"On {table.base}, {over}: "
-    if anchors and not table.is_reference(line):
-        text += f"{table.reference_label} scores {numbers.percent(max(anchors))} %; "
-    text += f"the highest score is {numbers.percent(best)} % by {line.label}"
+        return ["No row has a complete result yet."]
+    found = [_highest(table, scored)]
+    budgets: dict[int | None, list[Line]] = {}
+    for line in table.lines:
+        budgets.setdefault(line.rank if len(table.ranks) > 1 else None, []).append(line)
+    for rank, lines in budgets.items():
+        found += _against_reference(table, lines, rank)
+    found += _cost(table, scored)
+    missing = [line.label for line in table.lines if line.key not in scored]
+    if missing:
+        found.append(f"No complete result yet: {_some(missing)}.")
+    return found
+
+
+def setup(study: Study, scale: str, table: StudyTable) -> str:
+    """On what, with how much data and by which recipe a table was made."""
+    recipe = study.edition(scale).tables[table.id].recipe
+    count = numbers.several(len(table.columns), "task").capitalize()
+    seeds = numbers.several(len(table.seeds), "seed").capitalize()
+    ranks = f"Rank{'s' if len(table.ranks) > 1 else ''} {numbers.listing(list(map(str, table.ranks)))}. "
+    return (f"Base: {base_title(table.base)}. {count}: {_tasks(table)}. {seeds} "
+            f"({', '.join(map(str, table.seeds))}). {ranks if table.ranks else ''}AdamW, "
+            f"{numbers.several(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}, {recipe.schedule} "
+            f"schedule; {_rates(study, scale, table)}.")
+
+
+def _tasks(table: StudyTable) -> str:
+    """The tasks with their numbers of items, tasks of equal size together."""
+    groups: dict[tuple[int, int] | None, list[str]] = {}
+    for column in table.columns:
+        size = (column.train or 0, column.test) if column.test else None
+        groups.setdefault(size, []).append(column.title)
+    said = []
+    for size, titles in groups.items():
+        each = " each" if len(titles) > 1 else ""
+        items = (f" ({numbers.count(size[0])} training and {numbers.count(size[1])} test items{each})"
+                 if size is not None else "")
+        said.append(numbers.listing(titles) + items)
+    return "; ".join(said)
+
+
+def _rates(study: Study, scale: str, table: StudyTable) -> str:
+    """The learning rate, or that of every row where they differ."""
+    plan = study.edition(scale).tables[table.id]
+    rates: dict[float, list[str]] = {}
+    for row in dict.fromkeys(line.row for line in table.lines):
+        rate = plan.learning_rates.get(row, plan.recipe.learning_rate)
+        rates.setdefault(rate, []).append(study.rows[row].label)
+    if len(rates) == 1:
+        return f"learning rate {next(iter(rates)):g} for every row"
+    common = plan.recipe.learning_rate
+    own = [f"{rate:g} for {numbers.listing(rows)}" for rate, rows in rates.items() if rate != common]
+    return f"learning rate {'; '.join(own)}" + (f"; {common:g} for the others" if common in rates else "")
+
+
+def banner(study: Study, scale: str, found: Sequence[tuple[StudyTable, Publication | None]]) -> Banner | None:
+    """What stands above the numbers of the small scales. None at the paper's own scale."""
+    if scale == "paper":
+        return None
+    rows = []
+    for table, beside in found:
+        if beside is None:
+            continue
+        theirs = numbers.listing([column_name(c) for c in beside.columns if c != PUBLISHED_AVERAGE])
+        ours = numbers.listing([column.title for column in table.columns])
+        rows.append((table.title, f"{base_title(table.base)} instead of {beside.table.base}; "
+                                  f"{ours} instead of {theirs}."))
+    return Banner(f"Scale {scale} makes tables of the same kind on other bases and other data. Directions "
+                  "may carry over to the paper's setting; sizes do not.", tuple(rows))
+
+
+def base_title(base: str) -> str:
+    """A base's title, or its id when it is not one of ours."""
+    try:
+        return bases.get(base).title
+    except UserError:
+        return base
+
+
+def _highest(table: StudyTable, scored: dict[str, float]) -> str:
+    """The highest score and what is level with it; the reference and the majority class beside it."""
+    column = table.headline
+    over = (f"average of {len(table.columns)} tasks" if column == AVERAGE else table.title_of(column))
+    best = max(table.lines, key=lambda line: scored.get(line.key, -1.0))
+    text = f"Highest ({over}): {best.label}, {numbers.percent(scored[best.key])} %"
+    if not table.values[best.key, column].complete:
+        text += " from a part of its runs"
+    level = [line.label for line in table.lines
+             if table.values[line.key, column].top and scored.get(line.key) != scored[best.key]]
+    if level:
+        text += f", not told apart from {_some(level)}"
+    anchor = table.reference[best.key]
+    if anchor.key != best.key and anchor.key in scored:
+        text += f". {anchor.label}: {numbers.percent(scored[anchor.key])} %"
     rates = [column.majority for column in table.columns if column.majority is not None]
     if rates and len(rates) == len(table.columns):
-        text += f"; always answering the most frequent label gives {numbers.percent(sum(rates) / len(rates))} %"
+        text += f". Always the most frequent label: {numbers.percent(plain.fmean(rates))} %"
     return text + "."
+
+
+def _against_reference(table: StudyTable, lines: Sequence[Line], rank: int | None) -> list[str]:
+    """How lines differ from their reference; of several budgets, those of one at a time."""
+    above: list[str] = []
+    below: list[str] = []
+    weak: list[str] = []
+    level: list[str] = []
+    known = [(delta, line) for line in lines
+             if (delta := table.differences.get((line.key, table.headline))) is not None]
+    for delta, line in sorted(known, key=lambda pair: -pair[0].mean):
+        said = f"{_name(line)} ({numbers.signed(delta.mean)})"
+        if delta.clear:
+            (above if delta.mean > 0 else below).append(said)
+        elif delta.interval is not None and delta.interval.excludes_zero:
+            weak.append(said)
+        else:
+            level.append(said)
+    if not known:
+        return []
+    reference = table.reference_label
+    if rank is None and len(table.ranks) > 1:
+        reference = table.reference[known[0][1].key].label
+    why = "one seed only" if len(table.seeds) < 2 else "seeds disagree, or only one has run"
+    found = [f"{said}: {_some(names)}." for said, names in (
+        (f"Clearly above {reference}", above), (f"Clearly below {reference}", below),
+        (f"Beyond the noise of the test items, but {why}", weak),
+        (f"Not told apart from {reference}", level)) if names]
+    return [f"Rank {rank}. {' '.join(found)}"] if rank is not None else found
+
+
+def _cost(table: StudyTable, scored: dict[str, float]) -> list[str]:
+    """What a run of the reference, of the highest row, and of the dearest row takes."""
+    times = {key: plain.median(record.timings.total for record in table.records[key] if record.scores)
+             for key in scored}
+    lines = {line.key: line for line in table.lines}
+    best = max(scored, key=lambda key: scored[key])
+    dearest = max(times, key=lambda key: times[key])
+    anchor = table.reference[best].key
+    shown = [key for key in dict.fromkeys((anchor, best, dearest)) if key in times]
+    if not any(times[key] for key in shown):
+        return []
+    said = [f"{lines[key].label}: {numbers.seconds(times[key])}" for key in shown]
+    tail = f" (the longest of {len(times)} rows)" if dearest == shown[-1] and len(times) > 1 else ""
+    return [f"Run time. {'; '.join(said)}{tail}."]
+
+
+def _name(line: Line) -> str:
+    """The label without the rank that the sentence names already."""
+    return line.label.removesuffix(f", r = {line.rank}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """`a, b and c`; a long list ends with how many more there are."""
+    if len(names) <= LISTED:
+        return numbers.listing(list(names))
+    return numbers.listing([*names[:LISTED - 1], f"{len(names) - LISTED + 1} more"])

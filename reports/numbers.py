@@ -69,5 +69,7 @@ def several(number: int, word: str, plural: str | None = None) -> str:
 
 
 def listing(words: list[str]) -> str:
-    """a, b and c"""
+    """a, b and c; with semicolons where a word holds a comma itself."""
+    if any("," in word for word in words):
+        return "; ".join(words)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

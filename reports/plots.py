@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics as plain
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,13 +12,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from reports import numbers
-from reports.figures import GRID, INK, MUTED, Figure, Look, drawing, finish, panels, ramp, style
+from reports.figures import GRID, MUTED, PAPER, Figure, Look, drawing, finish, panels, ramp, style
 from reports.tables import Line, StudyTable, read
 from suite import rank_map
 from suite.records import Record
+from suite.statistics import Summary
 
 #: Points per curve in a figure: as many as a screen can show.
 CURVE_POINTS = 160
+#: Panels side by side.
+ACROSS = 3
 
 
 def differences(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
@@ -28,187 +30,205 @@ def differences(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> F
     if not lines or not table.differences:
         return None
     columns = table.column_ids
+    left = 0.35 + 0.068 * max(len(line.label) for line in lines)
     with style():
-        figure = drawing(1.9 + 1.65 * len(columns), 0.75 + 0.3 * len(lines))
-        axes = panels(figure, len(columns), 1, share_y=True, left=1.9, right=0.12, top=0.3, bottom=0.42, wide=0.16)
+        wide = max(1.7, 3.4 / len(columns))
+        figure = drawing(left + 0.12 + wide * len(columns), 0.85 + 0.27 * len(lines))
+        axes = panels(figure, len(columns), 1, share=True, left=left, right=0.12, top=0.3, bottom=0.5,
+                      wide=0.16)
         for axis, column in zip(axes, columns, strict=True):
             axis.axvline(0, color=MUTED, linewidth=1)
             for y, line in enumerate(lines):
                 _difference(axis, y, table, line, column, looks[line.row])
+                if y and lines[y - 1].rank != line.rank:
+                    axis.axhline(y - 0.5, color=GRID, linewidth=0.7)
             axis.set_title(table.title_of(column))
             axis.grid(axis="y", visible=False)
-            axis.tick_params(axis="y", length=0)
-            axis.tick_params(labelleft=axis is axes[0])
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
+            axis.tick_params(axis="y", length=0, labelleft=axis is axes[0])
+            axis.xaxis.set_major_locator(MaxNLocator(round(3 * wide), steps=[1, 2, 5, 10], integer=True))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.signed(value / 100, 0)))
             axis.spines["left"].set_visible(False)
-            axis.margins(x=0.08)
+            axis.margins(x=0.06)
         axes[0].set_yticks(range(len(lines)), [line.label for line in lines])
         axes[0].set_ylim(len(lines) - 0.5, -0.5)
-        figure.text(0.5 + 0.9 / figure.get_figwidth(), 0.03, f"points above {table.reference_label}", ha="center",
-                    va="bottom", color=MUTED)
-        return finish(figure, f"{table.id}-difference",
-                      f"Difference to {table.reference_label} in percentage points: mean and paired 95 % interval over "
-                      "test items; the small ticks are the seeds. Filled: the interval excludes zero and the seeds "
-                      "agree. Hatched: no result.", _difference_alt(table, lines), folder)
+        middle = (left / figure.get_figwidth() + 1) / 2
+        figure.text(middle, 0.07 / figure.get_figheight(), f"points above {table.reference_label}",
+                    ha="center", va="bottom")
+        ticks = "; thin ticks are single seeds" if len(table.seeds) > 1 else ""
+        caption = (f"Difference to {table.reference_label} in percentage points: mean and paired 95 % "
+                   f"interval over test items{ticks}. Filled: the interval excludes zero, and at least two "
+                   "seeds all point the same way.")
+        if any((line.key, column) not in table.differences for line in lines for column in columns):
+            caption += " Hatched: no result."
+        return finish(figure, f"{table.id}-difference", caption, _difference_alt(table, lines), folder,
+                      paper=True)
 
 
 def parameters(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
-    """Score against trained parameters, with the spread over seeds."""
+    """Score against trained parameters. A row's budgets are joined by a line."""
     column = table.headline
-    points = [(line, table.sizes[line.key].middle, summary) for line in table.lines
-              if line.key in table.sizes and (summary := table.values[line.key, column].summary) is not None]
-    trained = [point for point in points if point[1] > 0]
+    known = [(line, table.sizes[line.key].middle, summary) for line in table.lines
+             if line.key in table.sizes and (summary := table.values[line.key, column].summary) is not None]
+    trained = [point for point in known if point[1] > 0]
     if not trained:
         return None
-    absent = [line.label for line in table.lines if line.key not in {x.key for x, _, _ in points}]
+    rows: dict[str, list[tuple[Line, float, Summary]]] = {}
+    for point in trained:
+        rows.setdefault(point[0].row, []).append(point)
+    sizes = [x for _, x, _ in trained]
+    beside = 0.4 + 0.066 * max(len(_legend(*point)) for point in known)  # inches for the legend
+    shift = dict(zip((line.key for line, _, _ in trained), _dodge(sizes), strict=True))
     with style():
-        figure = drawing(7.2, 3.7)
-        axis = panels(figure, 1, 1, left=0.62, right=2.35, top=0.15, bottom=0.5)[0]
-        for (line, x, summary), shift in zip(trained, _dodge([x for _, x, _ in trained]), strict=True):
-            look = looks[line.row]
-            axis.errorbar(x * shift, 100 * summary.mean, yerr=100 * (summary.sd or 0), color=look.colour, fmt=look.marker,
-                          markersize=6.5, capsize=2.5, elinewidth=1.1, markeredgewidth=0)
-        rules = [(summary.mean, line.label) for line, x, summary in points if x == 0]
-        rates = [c.majority for c in table.columns if c.majority is not None]
-        if rates and len(rates) == len(table.columns):
-            rules.append((plain.fmean(rates), "Majority class"))
-        for mean, _ in rules:
-            axis.axhline(100 * mean, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        figure = drawing(5.7 + beside, max(3.6, 0.75 + 0.235 * len(rows)))
+        axis = panels(figure, 1, 1, left=0.62, right=beside + 0.1, top=0.12, bottom=0.55)[0]
+        for row, points in rows.items():
+            look = looks[row]
+            places = [x * shift[line.key] for line, x, _ in points]
+            heights = [100 * summary.mean for _, _, summary in points]
+            axis.plot(places, heights, color=look.colour, linewidth=1.2, alpha=0.7)
+            axis.errorbar(places, heights, yerr=[100 * (summary.sd or 0) for _, _, summary in points],
+                          color=look.colour, fmt=look.marker, markersize=7, capsize=2.5, elinewidth=1.1,
+                          markeredgecolor=PAPER, markeredgewidth=0.6)
+        untrained = [(line, summary) for line, x, summary in known if x == 0]
+        for _, summary in untrained:
+            axis.axhline(100 * summary.mean, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(numticks=8))
+        axis.set_xlim(min(sizes) / 1.8, max(sizes) * 1.8)
+        wide = max(sizes) > 50 * min(sizes)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=12))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.short(value)))
         axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        axis.margins(x=0.08, y=0.1)
-        axis.set_xlabel("trained parameters, task head included (log scale)")
+        axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axis.margins(y=0.08)
+        axis.set_xlabel("trained parameters, task head included")
         axis.set_ylabel(f"{table.title_of(column)}, %")
-        order = sorted(trained, key=lambda point: -point[2].mean)
-        handles = [Line2D([], [], color=looks[x.row].colour, marker=looks[x.row].marker, linestyle="none", markersize=6.5,
-                          markeredgewidth=0, label=f"{x.label}  {numbers.percent(s.mean)}") for x, _, s in order]
+        best = {row: max(points, key=lambda point: point[2].mean) for row, points in rows.items()}
+        order = sorted(rows, key=lambda row: -best[row][2].mean)
+        handles = [Line2D([], [], color=looks[row].colour, marker=looks[row].marker, markersize=6,
+                          markeredgewidth=0, linestyle="-" if len(rows[row]) > 1 else "none", linewidth=1.2,
+                          label=_legend(*best[row])) for row in order]
         handles += [Line2D([], [], color=MUTED, linestyle=(0, (4, 3)), linewidth=1,
-                           label=f"{label}  {numbers.percent(mean)}") for mean, label in sorted(rules, reverse=True)]
-        figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1 - 2.3 / 7.2, 0.55), handletextpad=0.4,
-                      borderaxespad=0, labelspacing=0.55)
-        said = "; ".join(f"{x.label} {numbers.percent(s.mean)} % with {numbers.short(size)}" for x, size, s in order)
-        caption = (f"{table.title_of(column)} against trained parameters; bars are one standard deviation over seeds. "
-                   "Lines with equal counts are set a little apart.")
-        if absent:
-            caption += f" Not drawn, for want of a complete result: {numbers.listing(absent)}."
-        return finish(figure, f"{table.id}-parameters", caption,
-                      f"Scatter plot of score against trained parameters for {table.title}. {said}.", folder)
+                           label=_legend(line, 0, summary)) for line, summary in untrained]
+        figure.legend(handles=handles, loc="center left",
+                      bbox_to_anchor=(1 - beside / figure.get_figwidth(), 0.55), handletextpad=0.5,
+                      borderaxespad=0, labelspacing=0.55, handlelength=1.4)
+        return finish(figure, f"{table.id}-parameters", _parameters_caption(table, known, rows),
+                      _parameters_alt(table, trained), folder, paper=True)
 
 
 def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
-    """Training loss per task: mean over seeds, lightly smoothed, the raw mean faint behind it."""
-    curves = {(line.key, column.task): _curve(table.records[line.key], column.task)
-              for line in table.lines for column in table.columns}
-    shown = [line for line in table.lines if any(curves[line.key, c.task] is not None for c in table.columns)]
-    if not shown:
+    """Training loss per task and budget: mean over seeds, lightly smoothed, the raw mean faint behind it."""
+    curves = {(line.key, column.task): curve for line in table.lines for column in table.columns
+              if (curve := _curve(table.records[line.key], column.task)) is not None}
+    if not curves:
         return None
-    across = min(3, len(table.columns))
-    down = -(-len(table.columns) // across)
-    legend = 0.22 * -(-len(shown) // 4) + 0.1
+    budgets: tuple[int | None, ...] = table.ranks if len(table.ranks) > 1 else (None,)
+    places = [(rank, column) for rank in budgets for column in table.columns]
+    shown = list({line.row: line for line in table.lines
+                  if any((line.key, column.task) in curves for column in table.columns)}.values())
+    across = min(ACROSS, len(table.columns))
+    down = -(-len(places) // across)
+    legend = 0.19 * -(-len(shown) // 4) + 0.1
     with style():
-        figure = drawing(7.6 if across > 1 else 5.6, 2.35 * down + legend + 0.25)
-        axes = panels(figure, across, down, left=0.5, right=0.12, top=0.3, bottom=0.5 + legend, wide=0.42, high=0.65)
-        for axis, column in zip(axes, table.columns, strict=False):
-            tops, lows = [], []
-            for line in shown:
-                curve = curves[line.key, column.task]
-                if curve is None:
-                    continue
-                look, smooth = looks[line.row], _smooth(curve)
-                raw = curve.iloc[:: max(1, len(curve) // CURVE_POINTS)]
-                thin = smooth.iloc[:: max(1, len(smooth) // CURVE_POINTS)]
-                axis.plot(raw.index, raw.to_numpy(), color=look.colour, alpha=0.22, linewidth=0.8)
-                axis.plot(thin.index, thin.to_numpy(), color=look.colour, linestyle=look.dash, linewidth=1.5)
-                tops.append(float(smooth.max()))
-                lows.append(float(np.nanpercentile(curve.to_numpy(dtype=float), 1)))
-            if tops:
-                high, low = float(np.percentile(tops, 90)), min(lows)
-                axis.set_ylim(low - 0.05 * (high - low), high + 0.12 * (high - low) + 1e-9)
+        figure = drawing(7.8 if across > 1 else 5.6, 2.3 * down + legend + 0.25)
+        axes = panels(figure, across, down, left=0.65, right=0.12, top=0.3, bottom=0.5 + legend, wide=0.42,
+                      high=0.7)
+        for axis, (rank, column) in zip(axes, places, strict=False):
+            for line in table.lines:
+                curve = curves.get((line.key, column.task))
+                if curve is not None and (rank is None or line.rank in (None, rank)):
+                    _loss(axis, curve, looks[line.row])
+            axis.set_title(column.title + (f", r = {rank}" if rank is not None else ""))
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            if axis.lines:
+                _limit(axis)
             else:
                 axis.text(0.5, 0.5, "no curves yet", transform=axis.transAxes, ha="center", color=MUTED)
-            axis.set_title(column.title)
-            axis.set_xlabel("step")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axis.yaxis.set_major_locator(MaxNLocator(5))
-        for axis in axes[len(table.columns):]:
+        for axis in axes[len(places):]:
             axis.remove()
-        axes[0].set_ylabel("training loss")
-        handles = [Line2D([], [], color=looks[x.row].colour, linestyle=looks[x.row].dash, label=x.label) for x in shown]
-        figure.legend(handles=handles, loc="lower center", ncols=min(4, len(shown)), handlelength=1.6, columnspacing=1.4,
-                      borderaxespad=0.2)
-        ends = [f"{line.label} on {c.title} ends at {float(_smooth(curve).iloc[-1]):.3g}" for line in shown
-                for c in table.columns if (curve := curves[line.key, c.task]) is not None]
+        for axis in axes[:len(places):across]:
+            axis.set_ylabel("training loss")
+        for axis in axes[max(0, len(places) - across):len(places)]:
+            axis.set_xlabel("step")
+        handles = [Line2D([], [], color=looks[line.row].colour, linestyle=looks[line.row].dash,
+                          label=_row_label(line)) for line in shown]
+        figure.legend(handles=handles, loc="lower center", ncols=min(4, len(shown)), handlelength=1.6,
+                      columnspacing=1.4, borderaxespad=0.2)
         return finish(figure, f"{table.id}-loss",
                       "Training loss, mean over seeds: lightly smoothed, with the raw mean faint behind it.",
-                      f"Line plots of training loss for {table.title}. {'; '.join(ends)}.", folder)
+                      _losses_alt(table, curves), folder)
 
 
-def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> list[Figure]:
-    """The ranks that a row's method chose, block by module kind: one map per task (and rank budget), one scale."""
-    found: list[tuple[str, str, pd.DataFrame]] = []
+def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure | None:
+    """The ranks that a row's method chose, block by module kind: a map per task and budget."""
+    maps: list[tuple[str, pd.DataFrame]] = []
     for line in table.lines:
         for column in table.columns if line.row == row else ():
             ranks = _ranks(table.records[line.key], column.task)
             if ranks:
-                several = line.label != label
-                name = f"{column.task}-r{line.rank}" if several else column.task
-                found.append((name, column.title + (f", r = {line.rank}" if several else ""), rank_map.grid(ranks)))
-    if not found:
-        return []
-    values = np.concatenate([grid.to_numpy(dtype=float).ravel() for _, _, grid in found])
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    return [_rank_map(table, name, title, label, grid, (low, high), folder) for name, title, grid in found]
+                title = column.title + (f", r = {line.rank}" if line.label != label else "")
+                maps.append((title, rank_map.grid(ranks)))
+    if not maps:
+        return None
+    values = np.concatenate([grid.to_numpy(dtype=float).ravel() for _, grid in maps])
+    limits = float(np.nanmin(values)), float(np.nanmax(values))
+    blocks, kinds = max(len(grid) for _, grid in maps), max(len(grid.columns) for _, grid in maps)
+    across = min(ACROSS, len(maps), max(1, 26 // kinds))
+    down = -(-len(maps) // across)
+    with style():
+        figure = drawing(0.75 + across * (0.33 * kinds + 0.45), 0.1 + down * (1.15 + 0.23 * blocks))
+        axes = panels(figure, across, down, left=0.55, right=0.35, top=0.32, bottom=0.8, wide=0.5, high=1.1)
+        for axis, (title, grid) in zip(axes, maps, strict=False):
+            _rank_map(axis, grid, limits)
+            axis.set_title(title)
+        for axis in axes[len(maps):]:
+            axis.remove()
+        for axis in axes[:len(maps):across]:
+            axis.set_ylabel("block")
+        totals = [f"{title} {int(np.nansum(grid.to_numpy(dtype=float)))}" for title, grid in maps]
+        holes = any(grid.isna().any(axis=None) for _, grid in maps)
+        caption = (f"Rank of every adapted layer, as chosen by {label}; sum of ranks: {', '.join(totals)}."
+                   + (" Grey: no adapter." if holes else ""))
+        alt = f"Rank maps of {label}. " + " ".join(f"{title}: {_rank_alt(grid)}." for title, grid in maps)
+        return finish(figure, f"{table.id}-ranks", caption, alt, folder)
 
 
-def _rank_map(table: StudyTable, name: str, title: str, label: str, grid: pd.DataFrame, limits: tuple[float, float],
-              folder: Path) -> Figure:
+def _rank_map(axis: Axes, grid: pd.DataFrame, limits: tuple[float, float]) -> None:
     values = grid.to_numpy(dtype=float)
     rows, columns = values.shape
-    with style():
-        figure = drawing(0.75 + 0.42 * columns, 1.45 + 0.25 * rows)
-        axis = panels(figure, 1, 1, left=0.55, right=0.2, top=1.15, bottom=0.3)[0]
-        span = limits[1] - limits[0] or 1.0
-        axis.pcolormesh(np.ma.masked_invalid(values), cmap=ramp(), vmin=limits[0], vmax=limits[0] + span, edgecolors="none")
-        axis.set_facecolor(GRID)
-        for (i, j), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                dark = (value - limits[0]) / span > 0.45
-                axis.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=8,
-                          color="#ffffff" if dark else "#12263a")
-        axis.set_ylim(rows, 0)
-        axis.set_xticks(np.arange(columns) + 0.5, [str(kind).replace("attention.", "attn.") for kind in grid.columns],
-                        rotation=40, ha="left", rotation_mode="anchor")
-        axis.set_yticks(np.arange(rows) + 0.5, [str(block) for block in grid.index])
-        axis.xaxis.tick_top()
-        axis.tick_params(length=0)
-        axis.grid(visible=False)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        axis.set_ylabel("block")
-        figure.text(0.5, 0.08 / figure.get_figheight(), title, ha="center", va="bottom", weight="bold")
-        total = int(np.nansum(values))
-        return finish(figure, f"{table.id}-ranks-{name}", f"{label} on {title}: ranks, {total} in all.",
-                      f"Rank map of {label} on {title}. {_rank_alt(grid)}", folder, small=columns <= 8)
+    span = limits[1] - limits[0] or 1.0
+    axis.pcolormesh(np.ma.masked_invalid(values), cmap=ramp(), vmin=limits[0], vmax=limits[0] + span,
+                    edgecolors="none")
+    axis.set_facecolor(GRID)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = (value - limits[0]) / span > 0.45
+            axis.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=7.5,
+                      color="#ffffff" if dark else "#12263a")
+    axis.set_ylim(rows, 0)
+    names = [str(kind).replace("attention.", "attn.") for kind in grid.columns]
+    axis.set_xticks(np.arange(columns) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(np.arange(rows) + 0.5, [str(block) for block in grid.index])
+    axis.tick_params(length=0)
+    axis.grid(visible=False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
 
 
 def _difference(axis: Axes, y: int, table: StudyTable, line: Line, column: str, look: Look) -> None:
     delta = table.differences.get((line.key, column))
     if delta is None:
         axis.axhspan(y - 0.3, y + 0.3, facecolor="none", edgecolor=GRID, hatch="////", linewidth=0)
-        axis.text(0.5, y, "no result", transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=7.5,
-                  color=MUTED)
         return
     mean = 100 * delta.mean
     if delta.interval is not None:
-        axis.plot([100 * delta.interval.low, 100 * delta.interval.high], [y, y], color=look.colour, linewidth=2.2,
-                  solid_capstyle="butt")
+        axis.plot([100 * delta.interval.low, 100 * delta.interval.high], [y, y], color=look.colour,
+                  linewidth=2.2, solid_capstyle="butt")
     for value in delta.per_seed if len(delta.per_seed) > 1 else ():
         axis.plot([100 * value] * 2, [y - 0.2, y + 0.2], color=look.colour, linewidth=1, alpha=0.75)
     axis.plot(mean, y, marker=look.marker, markersize=6.5, color=look.colour, markeredgecolor=look.colour,
-              markeredgewidth=1.3, markerfacecolor=look.colour if delta.clear else "#fefefe")
+              markeredgewidth=1.3, markerfacecolor=look.colour if delta.clear else PAPER)
 
 
 def _difference_alt(table: StudyTable, lines: Sequence[Line]) -> str:
@@ -220,7 +240,64 @@ def _difference_alt(table: StudyTable, lines: Sequence[Line]) -> str:
         else:
             tail = f" {numbers.interval(delta.interval)}" if delta.interval else ""
             said.append(f"{line.label} {numbers.signed(delta.mean)}{tail}")
-    return f"Differences to {table.reference_label}, {table.title_of(table.headline)}, in points: {'; '.join(said)}."
+    return (f"Differences to {table.reference_label}, {table.title_of(table.headline)}, in points: "
+            f"{'; '.join(said)}.")
+
+
+def _row_label(line: Line) -> str:
+    """A line's label without the rank."""
+    return line.label.removesuffix(f", r = {line.rank}")
+
+
+def _legend(line: Line, size: float, summary: Summary) -> str:
+    where = f" at r = {line.rank}" if line.label != _row_label(line) else ""
+    return f"{_row_label(line)}  {numbers.percent(summary.mean)}{where}"
+
+
+def _parameters_caption(table: StudyTable, known: Sequence[tuple[Line, float, Summary]],
+                        rows: Mapping[str, Sequence[object]]) -> str:
+    spread = any(summary.sd is not None for _, _, summary in known)
+    bars = "; bars are one standard deviation over seeds" if spread else "; no spread over seeds is known"
+    caption = f"{table.title_of(table.headline)} against trained parameters{bars}."
+    if any(len(points) > 1 for points in rows.values()):
+        caption += " Lines join a row's ranks; the legend gives its highest score."
+    caption += " Equal sizes are drawn a little apart."
+    missing = [line.label for line in table.lines if line.key not in {found.key for found, _, _ in known}]
+    return caption + (f" No complete result yet: {numbers.listing(missing)}." if missing else "")
+
+
+def _parameters_alt(table: StudyTable, trained: Sequence[tuple[Line, float, Summary]]) -> str:
+    order = sorted(trained, key=lambda point: -point[2].mean)
+    said = "; ".join(f"{line.label} {numbers.percent(summary.mean)} % with {numbers.short(size)}"
+                     for line, size, summary in order)
+    return f"Score against trained parameters, {table.title}. {said}."
+
+
+def _losses_alt(table: StudyTable, curves: Mapping[tuple[str, str], pd.Series]) -> str:
+    said = []
+    for line in table.lines:
+        ends = [float(_smooth(curves[line.key, column.task]).iloc[-1]) for column in table.columns
+                if (line.key, column.task) in curves]
+        if ends:
+            said.append(f"{line.label} {' / '.join(f'{end:.3g}' for end in ends)}")
+    tasks = " / ".join(column.title for column in table.columns)
+    return f"Training loss over steps, {table.title}. Last values ({tasks}): {'; '.join(said)}."
+
+
+def _loss(axis: Axes, curve: pd.Series, look: Look) -> None:
+    smooth = _smooth(curve)
+    raw, thin = (x.iloc[:: max(1, len(x) // CURVE_POINTS)] for x in (curve, smooth))
+    axis.plot(raw.index, raw.to_numpy(), color=look.colour, alpha=0.2, linewidth=0.8)
+    axis.plot(thin.index, thin.to_numpy(), color=look.colour, linestyle=look.dash, linewidth=1.5)
+
+
+def _limit(axis: Axes) -> None:
+    """Let no single spike or diverging curve flatten the others."""
+    curves = [np.asarray(line.get_ydata(), dtype=float) for line in axis.lines]
+    high = float(np.percentile([curve.max() for curve in curves[1::2]], 90))
+    low = min(float(np.percentile(curve, 1)) for curve in curves[::2])
+    room = max(high - low, 1e-9)
+    axis.set_ylim(low - 0.05 * room, high + 0.12 * room)
 
 
 def _rank_alt(grid: pd.DataFrame) -> str:
@@ -229,7 +306,7 @@ def _rank_alt(grid: pd.DataFrame) -> str:
         column = grid[kind].dropna()
         low, high = int(column.min()), int(column.max())
         parts.append(f"{kind} {low}" if low == high else f"{kind} {low} to {high}")
-    return f"Ranks by module kind: {', '.join(parts)}."
+    return ", ".join(parts)
 
 
 def _ranks(records: Sequence[Record], task: str) -> dict[str, int]:
@@ -265,14 +342,11 @@ def _dodge(sizes: Sequence[float]) -> list[float]:
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     groups: list[list[int]] = []
     for i in order:
-        if groups and sizes[i] <= 1.15 * sizes[groups[-1][0]]:
+        if groups and sizes[i] <= 1.05 * sizes[groups[-1][0]]:
             groups[-1].append(i)
         else:
             groups.append([i])
     for group in groups:
         for place, i in enumerate(sorted(group)):
-            factors[i] = 1.13 ** (place - (len(group) - 1) / 2)
+            factors[i] = 1.18 ** (place - (len(group) - 1) / 2)
     return factors
-
-
-__all__ = ["INK", "differences", "losses", "parameters", "rank_maps"]

@@ -1,4 +1,4 @@
-"""Where the numbers come from: data, runs and the commands that make them, machines, versions, and what went wrong."""
+"""Where the numbers come from: data, runs and their commands, machines, versions, and what went wrong."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def command(study: Study, scale: str) -> str:
 
 def run_command(study: Study, scale: str, cell: Cell) -> str:
     """The command that makes one run (and the runs of other rows that use the same method)."""
-    only = [f"table={cell.table}", f"task={cell.spec.task.id}", f"method={cell.row}", f"seed={cell.spec.seed}"]
+    spec = cell.spec
+    only = [f"table={cell.table}", f"task={spec.task.id}", f"method={cell.row}", f"seed={spec.seed}"]
     if cell.rank is not None:
         only.append(f"rank={cell.rank}")
     return " ".join([command(study, scale), *(f"--only {key}" for key in only)])
@@ -67,23 +68,24 @@ def totals(cells: Sequence[Cell], records: Mapping[str, Record]) -> Totals:
 
 def runs(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record]) -> Sheet:
     """Every planned run: id, place, learning rate, what became of it, its score and its command."""
-    rows, data = [], []
+    rows: list[tuple[Entry, ...]] = []
+    data: list[dict[str, Number]] = []
+    marks: dict[str, Mark] = {"missing": "missing", "failed": "failed", "diverged": "failed",
+                              "skipped": "skipped"}
     for cell in cells:
-        record = records.get(cell.spec.id)
+        spec, record = cell.spec, records.get(cell.spec.id)
         score = record.score if record else None
         state = fate(record)
-        marks: dict[str, Mark] = {"missing": "missing", "failed": "failed", "diverged": "failed", "skipped": "skipped"}
         mark = [marks[state]] if state in marks else []
         rows.append((
-            entry(cell.spec.id, code=True), Entry(study.rows[cell.row].label),
-            Entry(task_title(cell.spec.task.id)), Entry(str(cell.rank) if cell.rank else numbers.DASH),
-            Entry(str(cell.spec.seed)), Entry(f"{cell.spec.recipe.learning_rate:g}"),
-            entry("not run" if state == "missing" else state, *mark),
+            entry(spec.id, code=True), Entry(study.rows[cell.row].label), Entry(task_title(spec.task.id)),
+            Entry(str(cell.rank) if cell.rank else numbers.DASH), Entry(str(spec.seed)),
+            Entry(f"{spec.recipe.learning_rate:g}"), entry("not run" if state == "missing" else state, *mark),
             Entry(numbers.percent(score.value) if score else numbers.DASH),
         ))
         data.append({
-            "run": cell.spec.id, "table": cell.table, "row": cell.row, "task": cell.spec.task.id, "rank": cell.rank,
-            "seed": cell.spec.seed, "learning_rate": cell.spec.recipe.learning_rate, "status": state,
+            "run": spec.id, "table": cell.table, "row": cell.row, "task": spec.task.id, "rank": cell.rank,
+            "seed": spec.seed, "learning_rate": spec.recipe.learning_rate, "status": state,
             "metric": score.metric if score else None, "score": score.value if score else None,
             "stderr": score.stderr if score else None, "items": score.items if score else None,
             "final_loss": record.final_loss if record else None,
@@ -91,44 +93,50 @@ def runs(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, 
             "seconds": record.timings.total if record else None,
             "command": run_command(study, scale, cell),
         })
-    return Sheet("runs", "Every planned run", ("Run", "Row", "Task", "Rank", "Seed", "Learning rate", "Status", "Score"),
-                 tuple(rows), tuple(data), (), frozenset({0, 1, 2, 6}))
+    header = ("Run", "Row", "Task", "Rank", "Seed", "Learning rate", "Status", "Score")
+    return Sheet("runs", "Every planned run", header, tuple(rows), tuple(data), words=frozenset({0, 1, 2, 6}))
 
 
 def failures(study: Study, cells: Sequence[Cell], records: Mapping[str, Record]) -> Sheet | None:
     """Runs that failed, diverged or were skipped, and why. None when there are none."""
-    rows, data = [], []
+    rows: list[tuple[Entry, ...]] = []
+    data: list[dict[str, Number]] = []
     for cell in cells:
         record = records.get(cell.spec.id)
         if record is None or record.status == "finished":
             continue
         why = record.reason or "no reason was recorded"
         line = told(record.trace)
-        rows.append((entry(record.id, code=True), Entry(study.rows[cell.row].label),
-                     Entry(task_title(cell.spec.task.id)), Entry(str(cell.spec.seed)),
-                     entry(record.status, "skipped" if record.status == "skipped" else "failed"),
-                     Entry(why, note=line if line and line not in why else "")))
-        data.append({"run": record.id, "row": cell.row, "task": cell.spec.task.id, "seed": cell.spec.seed,
-                     "status": record.status, "reason": why, "trace": line})
+        rows.append((
+            entry(record.id, code=True), Entry(study.rows[cell.row].label),
+            Entry(task_title(cell.spec.task.id)), Entry(str(cell.rank) if cell.rank else numbers.DASH),
+            Entry(str(cell.spec.seed)),
+            entry(record.status, "skipped" if record.status == "skipped" else "failed"),
+            Entry(why, note=line if line and line not in why else ""),
+        ))
+        data.append({"run": record.id, "row": cell.row, "task": cell.spec.task.id, "rank": cell.rank,
+                     "seed": cell.spec.seed, "status": record.status, "reason": why, "trace": line})
     if not rows:
         return None
-    return Sheet("failures", "Failed, diverged or skipped", ("Run", "Row", "Task", "Seed", "Status", "Why"), tuple(rows),
-                 tuple(data), (), frozenset({0, 1, 2, 4, 5}))
+    header = ("Run", "Row", "Task", "Rank", "Seed", "Status", "Why")
+    return Sheet("failures", "Failed, diverged or skipped", header, tuple(rows), tuple(data),
+                 words=frozenset({0, 1, 2, 5, 6}))
 
 
 def not_run(study: Study, cells: Sequence[Cell], records: Mapping[str, Record]) -> list[str]:
-    """Planned runs without a record, gathered: `LoRA on Movie sentiment (seeds 0, 1)`."""
+    """Planned runs without a record, gathered: `LoRA on SST-2 (seeds 0, 1)`. None if that is all of them."""
     found: dict[tuple[str, str], list[str]] = {}
-    for cell in cells:
+    several = len({cell.rank for cell in cells if cell.rank}) > 1
+    for cell in cells if records else ():
         if cell.spec.id not in records:
-            label = study.rows[cell.row].label + (f", r = {cell.rank}" if cell.rank else "")
+            label = study.rows[cell.row].label + (f", r = {cell.rank}" if cell.rank and several else "")
             found.setdefault((label, cell.spec.task.id), []).append(str(cell.spec.seed))
     return [f"{label} on {task_title(task)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})"
             for (label, task), seeds in found.items()]
 
 
 def told(trace: str) -> str:
-    """The line of a trace that says something: the first, or the last when the first only announces a traceback."""
+    """The line of a trace that says something: the first, or the last after `Traceback ...`."""
     lines = [line.strip() for line in trace.splitlines() if line.strip()]
     if not lines:
         return ""
@@ -137,30 +145,32 @@ def told(trace: str) -> str:
 
 def data_used(tables: Sequence[StudyTable]) -> Sheet:
     """What every task's runs were trained and scored on, and how coarse that makes a score."""
-    rows, data = [], []
+    rows: list[tuple[Entry, ...]] = []
+    data: list[dict[str, Number]] = []
     for table in tables:
         for column in table.columns:
+            name = Entry(column.title, aside=column.about if column.about != column.title else "")
             if column.test is None:
-                rows.append((Entry(column.title), *(entry(numbers.DASH, "missing", title="not run yet"),) * 6))
+                rows.append((name, *(entry(numbers.DASH, "missing", title="not run yet"),) * 6))
                 data.append({"table": table.id, "task": column.task})
                 continue
             coarse = statistics.summarise([0.5], column.test)
             width = (coarse.interval.high - coarse.interval.low) / 2 if coarse and coarse.interval else None
             rows.append((
-                Entry(column.title), Entry(numbers.count(column.train or 0)), Entry(numbers.count(column.test)),
+                name, Entry(numbers.count(column.train or 0)), Entry(numbers.count(column.test)),
                 Entry(f"± {numbers.percent(width)}" if width is not None else numbers.DASH),
                 Entry(str(column.truncated)),
                 Entry(numbers.percent(column.majority) if column.majority is not None else numbers.DASH),
                 entry((column.fingerprint or "")[:12], code=True),
             ))
-            data.append({"table": table.id, "task": column.task, "metric": column.metric, "train": column.train,
-                         "test": column.test, "truncated": column.truncated, "majority": column.majority,
-                         "half_width": width, "fingerprint": column.fingerprint})
-    return Sheet("data", "Data used", ("Task", "Trained on", "Scored on", "Half-width at 50 %", "Truncated", "Majority",
-                                       "Fingerprint"), tuple(rows), tuple(data),
-                 ("Half-width at 50 %: how far the 95 % Wilson interval of one run's score reaches either way when half "
-                  "the items are right, in points. Truncated: training items cut at the length limit.",),
-                 frozenset({0, 6}))
+            data.append({"table": table.id, "task": column.task, "metric": column.metric,
+                         "train": column.train, "test": column.test, "truncated": column.truncated,
+                         "majority": column.majority, "half_width": width, "fingerprint": column.fingerprint})
+    header = ("Task", "Trained on", "Scored on", "Item noise", "Truncated", "Majority", "Fingerprint")
+    notes = ("Item noise: half the width, in points, of the 95 % Wilson interval of one run's score when "
+             "half the items are right. Truncated: training items cut at the length limit. Majority: percent "
+             "of the most frequent label.",)
+    return Sheet("data", "Data used", header, tuple(rows), tuple(data), notes, frozenset({0, 6}))
 
 
 def machines(records: Mapping[str, Record]) -> list[Machine]:
@@ -178,8 +188,9 @@ def _machine(environment: Mapping[str, Any], runs: int) -> Machine:
     for key, value in (hardware.items() if isinstance(hardware, Mapping) else ()):
         if value is not None:
             name = str(key).removesuffix("_bytes").replace("_", " ").capitalize()
+            in_bytes = str(key).endswith("_bytes") and isinstance(value, int)
             facts.append((name.replace("Cpu", "Processor").replace("Gpu", "GPU"),
-                          numbers.size(value) if str(key).endswith("_bytes") and isinstance(value, int) else str(value)))
+                          numbers.size(value) if in_bytes else str(value)))
     if environment.get("threads") is not None:
         facts.append(("Threads", str(environment["threads"])))
     if environment.get("platform"):
@@ -202,7 +213,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         found |= _flat(inner, f"{prefix}.{key}")
     return found
 
-
-def single_item(test: int) -> str:
-    """What one item is worth in points."""
-    return numbers.percent(1 / test, 2 if test > 200 else 1)

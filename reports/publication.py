@@ -1,4 +1,4 @@
-"""The published table beside the measured one: printed numbers with how they are known, and the gains of both."""
+"""The published table beside the measured one: printed numbers with how they are known, and both compared."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ from suite.published import AVERAGE, EVIDENCE_LABELS, PublishedCell, PublishedRo
 if TYPE_CHECKING:
     from suite.study import PublishedRef, Study
 
-#: The letter that stands beside a printed number.
+#: The raised letter beside a printed number.
 LETTERS = {"verbatim": "V", "secondary": "S", "recalled": "unverified", "derived": "D"}
-_NAMES = {AVERAGE: "Average"}
+_NAMES = {
+    AVERAGE: "Average", "glue-mnli": "MNLI", "glue-sst2": "SST-2", "glue-cola": "CoLA", "glue-qnli": "QNLI",
+    "glue-mrpc": "MRPC", "gsm8k": "GSM8K", "humaneval": "HumanEval", "mt-bench": "MT-Bench",
+}
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A published table as the report shows it: rows that the study also has, the others, and gains side by side."""
+    """A published table as the report shows it.
+
+    `matched` are the rows that the study also has, `others` the rest. `gains` sets the gains over the
+    reference side by side; `cells` does so with every score, where the study runs the paper's own tasks.
+    """
 
     table: PublishedTable
+    columns: tuple[str, ...]
     matched: Sheet
     others: Sheet | None
     gains: Sheet | None
+    cells: Sheet | None
 
 
 def publication(study: Study, scale: str, table: StudyTable) -> Publication | None:
@@ -36,52 +45,59 @@ def publication(study: Study, scale: str, table: StudyTable) -> Publication | No
         return None
     source = published.load(reference.table)
     columns = tuple(c for c in source.columns if not reference.columns or c in reference.columns)
-    ours = {id(row) for _, row in _pairs(reference, table, source)}
+    pairs = _pairs(reference, table, source)
+    ours = {id(row) for _, row in pairs}
     matched = [row for row in source.rows if id(row) in ours]
     others = [row for row in source.rows if id(row) not in ours and any(c in row.cells for c in columns)]
-    title = f"Published: {source.paper.title}"
+    title = f"Published: {source.paper.table or source.paper.title}"
+    rest = _sheet(f"{table.id}-published-others", "Other published rows", others, columns)
     return Publication(
-        table=source,
+        source, columns,
         matched=_sheet(f"{table.id}-published", title, matched, columns),
-        others=_sheet(f"{table.id}-published-others", "Other rows of the published table", others, columns)
-        if others else None,
-        gains=_gains(reference, table, source, columns, same_set_up=scale == "paper"),
+        others=rest if others else None,
+        gains=_gains(pairs, table, columns, same_set_up=scale == "paper"),
+        cells=_cells(pairs, table, columns) if scale == "paper" else None,
     )
 
 
 def column_name(column: str) -> str:
-    """`glue-sst2` -> `GLUE SST2`."""
+    """`glue-sst2` -> `SST-2`."""
     return _NAMES.get(column, column.replace("-", " ").upper())
 
 
 def _sheet(name: str, title: str, rows: list[PublishedRow], columns: tuple[str, ...]) -> Sheet:
     used = {cell.evidence for row in rows for c, cell in row.cells.items() if c in columns}
     legend = "; ".join(f"{letter}: {EVIDENCE_LABELS[level]}" for level, letter in LETTERS.items()
-                       if level in used and letter != EVIDENCE_LABELS[level])
+                       if level in used and level != "recalled")
     notes = [f"Mean ± spread as printed. {legend}." if legend else "Mean ± spread as printed."]
     if "recalled" in used:
-        notes.append("Unverified: remembered, read in no document; such a number is shown grey and proves nothing.")
+        notes.append("Unverified: remembered, read in no document; such a number proves nothing.")
     data: list[dict[str, Number]] = [
-        {"method": row.method, "label": row.label, "rank": row.rank, "column": c, "mean": cell.mean, "sd": cell.sd,
-         "evidence": cell.evidence, "source": row.source}
+        {"method": row.method, "label": row.label, "rank": row.rank, "column": c, "mean": cell.mean,
+         "sd": cell.sd, "evidence": cell.evidence, "source": row.source}
         for row in rows for c, cell in row.cells.items() if c in columns
     ]
-    return Sheet(name, title, ("Row", "Rank", *map(column_name, columns), "Source"), tuple(
-        (Entry(row.label), Entry(str(row.rank) if row.rank else numbers.DASH),
-         *(_cell(row.cells.get(c)) for c in columns), Entry(row.source)) for row in rows
-    ), tuple(data), tuple(notes), frozenset({0, len(columns) + 2}))
+    shown = tuple(
+        (Entry(row.label, title=row.source), Entry(str(row.rank) if row.rank else numbers.DASH),
+         *(_cell(row.cells.get(c)) for c in columns)) for row in rows)
+    return Sheet(name, title, ("Row", "Rank", *map(column_name, columns)), shown, tuple(data), tuple(notes))
 
 
 def _cell(cell: PublishedCell | None) -> Entry:
     if cell is None or cell.mean is None:
-        return entry(numbers.DASH, "missing", title="the paper's number is not known to us" if cell else "not in the table")
-    text = f"{cell.mean:.2f}" + (f" ± {cell.sd:.2f}" if cell.sd is not None else "")
+        why = "the number is not known to us" if cell else "not in the table"
+        return entry(numbers.DASH, "missing", title=why)
     marks: list[Mark] = ["unverified"] if cell.evidence == "recalled" else []
-    return entry(text, *marks, note=LETTERS[cell.evidence], title=f"{cell.evidence}: {EVIDENCE_LABELS[cell.evidence]}")
+    return entry(_printed(cell), *marks, sign=LETTERS[cell.evidence], title=EVIDENCE_LABELS[cell.evidence])
 
 
-def _pairs(reference: PublishedRef, table: StudyTable, source: PublishedTable) -> list[tuple[Line, PublishedRow]]:
-    """Our lines with the published rows that they are held against: equal ranks where the paper has several."""
+def _printed(cell: PublishedCell) -> str:
+    return f"{cell.mean:.2f}" + (f" ± {cell.sd:.2f}" if cell.sd is not None else "")
+
+
+def _pairs(reference: PublishedRef, table: StudyTable,
+           source: PublishedTable) -> list[tuple[Line, PublishedRow]]:
+    """Our lines with the published rows that they are held against; ranks must not differ."""
     found = []
     for line in table.lines:
         row = source.row(reference.rows[line.row], line.rank) if line.row in reference.rows else None
@@ -90,12 +106,13 @@ def _pairs(reference: PublishedRef, table: StudyTable, source: PublishedTable) -
     return found
 
 
-def _gains(reference: PublishedRef, table: StudyTable, source: PublishedTable, columns: tuple[str, ...],
+def _gains(pairs: list[tuple[Line, PublishedRow]], table: StudyTable, columns: tuple[str, ...],
            same_set_up: bool) -> Sheet | None:
     """The gain over the reference, here and in the paper, in the column that sums each table up."""
     column = AVERAGE if AVERAGE in columns else columns[0] if len(columns) == 1 else None
-    pairs = _pairs(reference, table, source)
-    printed = {line.key: row.cells.get(column) for line, row in pairs} if column else {}
+    if column is None:
+        return None
+    printed = {line.key: row.cells.get(column) for line, row in pairs}
     rows, data = [], []
     for line, _ in pairs:
         anchor = table.reference[line.key]
@@ -105,19 +122,56 @@ def _gains(reference: PublishedRef, table: StudyTable, source: PublishedTable, c
         gain = paper.mean - base.mean
         delta = table.differences.get((line.key, table.headline))
         weak = "recalled" in (paper.evidence, base.evidence)
+        marks: list[Mark] = ["clear"] if delta is not None and delta.clear else []
         here = entry(numbers.DASH, "missing", title="not run yet") if delta is None else entry(
-            numbers.signed(delta.mean), *(["clear"] if delta.clear else []),
+            numbers.signed(delta.mean), *marks,
             note=numbers.interval(delta.interval) if delta.interval else "no interval")
+        unverified: list[Mark] = ["unverified"] if weak else []
         rows.append((Entry(line.label), here,
-                     entry(numbers.signed(gain / 100, 2), *(["unverified"] if weak else []),
-                           note="unverified" if weak else "", title="difference of the printed means")))
+                     entry(numbers.signed(gain / 100, 2), *unverified, sign="unverified" if weak else "",
+                           title="difference of the printed means")))
         data.append({"row": line.row, "label": line.label, "rank": line.rank, "reference": anchor.key,
                      "here_points": 100 * delta.mean if delta else None, "paper_points": round(gain, 4),
                      "paper_evidence": "recalled" if weak else "derived"})
-    if not rows or column is None:
+    if not rows:
         return None
-    here_name, paper_name = table.title_of(table.headline), column_name(column)
-    return Sheet(f"{table.id}-gains", f"Gain over {table.reference_label}: here and in the paper",
-                 ("Row", f"Here ({here_name})", f"Paper ({paper_name})"), tuple(rows), tuple(data),
+    what = table.title_of(table.headline)
+    return Sheet(f"{table.id}-gains", f"Gain over {table.reference_label}, here and in the paper",
+                 ("Row", f"Here: {what}", f"Paper: {column_name(column)}"), tuple(rows), tuple(data),
                  ("Percentage points." if same_set_up else
-                  "Percentage points. Different bases and data: only the direction can be compared, not the size.",))
+                  "Percentage points. Bases and data differ: compare directions, not sizes.",))
+
+
+def _cells(pairs: list[tuple[Line, PublishedRow]], table: StudyTable,
+           columns: tuple[str, ...]) -> Sheet | None:
+    """Our score minus the printed one, task by task, where the tasks are the paper's."""
+    tasks = {task: task if task in columns else "" for task in table.column_ids}
+    if table.has_average and all(c in tasks for c in columns if c != AVERAGE):
+        tasks[table.headline] = AVERAGE
+    elif len(table.columns) == len(columns) == 1:
+        tasks[table.headline] = columns[0]
+    shown = {task: column for task, column in tasks.items() if column in columns}
+    rows, data = [], []
+    for line, row in pairs:
+        items = []
+        for task, column in shown.items():
+            summary, cell = table.values[line.key, task].summary, row.cells.get(column)
+            if summary is None or cell is None or cell.mean is None:
+                why = "not run yet" if summary is None else "not in the published table"
+                items.append(entry(numbers.DASH, "missing", title=why))
+                continue
+            gap = 100 * summary.mean - cell.mean
+            marks: list[Mark] = ["unverified"] if cell.evidence == "recalled" else []
+            items.append(entry(numbers.signed(gap / 100, 2), *marks, sign=LETTERS[cell.evidence],
+                               note=f"{numbers.percent(summary.mean, 2)} − {cell.mean:.2f}",
+                               title=f"printed: {_printed(cell)}, {EVIDENCE_LABELS[cell.evidence]}"))
+            data.append({"row": line.row, "label": line.label, "rank": line.rank, "column": column,
+                         "here_percent": 100 * summary.mean, "paper_percent": cell.mean,
+                         "gap_points": round(gap, 4), "seeds": summary.seeds, "evidence": cell.evidence})
+        rows.append((Entry(line.label), *items))
+    if not shown or not rows:
+        return None
+    return Sheet(f"{table.id}-here-minus-paper", "Here minus the paper", ("Row", *map(table.title_of, shown)),
+                 tuple(rows), tuple(data),
+                 ("Percentage points: our mean minus the printed one. The gap has no interval: hold it "
+                  "against both spreads.",))

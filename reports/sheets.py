@@ -1,39 +1,49 @@
 """A sheet is a table ready to be read: words in cells, and the numbers behind them.
 
-One sheet becomes HTML (by a template), Markdown, LaTeX, CSV, JSON and a terminal table, so that all of them agree.
+One sheet becomes HTML (by a template), Markdown, LaTeX, CSV, JSON and a terminal table: all of them agree.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: best: highest of its column; clear: a difference that is more than noise; missing, failed, skipped: no number;
-#: warn: a number with something wrong about it; faded: less certain or less important; unverified: not checked.
+#: best: top of its column; clear: a difference that is more than noise; missing, failed, skipped: no number;
+#: warn: a number with something wrong about it; faded: less certain or important; unverified: not checked.
 Mark = Literal["best", "clear", "missing", "failed", "skipped", "warn", "faded", "unverified", "reference"]
 Number = int | float | str | bool | None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: what it says, a small second line, a longer explanation, and how it is set."""
+    """One cell: what it says, a raised sign after it, a small second line, a tooltip, and how it is set.
+
+    `aside` is a second line for the page alone.
+    """
 
     text: str
     note: str = ""
     title: str = ""
     marks: frozenset[Mark] = frozenset()
     code: bool = False
+    sign: str = ""
+    aside: str = ""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A rectangular table. `data` holds the numbers in long form, one mapping per row of the CSV file."""
+    """A rectangular table. `data` holds the numbers in long form, one mapping per row of the CSV file.
+
+    `words` are the columns of words, set left (the others are numbers); `aside` are columns for the page
+    alone, which a paper's table and a terminal leave out. A line is drawn above the rows in `blocks`.
+    """
 
     name: str
     title: str
@@ -41,7 +51,9 @@ class Sheet:
     rows: tuple[tuple[Entry, ...], ...]
     data: tuple[Mapping[str, Number], ...]
     notes: tuple[str, ...] = ()
-    words: frozenset[int] = field(default=frozenset({0}))  # columns of words, set left; the others are numbers
+    words: frozenset[int] = field(default=frozenset({0}))
+    aside: frozenset[int] = frozenset()
+    blocks: frozenset[int] = frozenset()
 
     def csv(self) -> str:
         """The numbers in long form as CSV with a header line."""
@@ -54,20 +66,30 @@ class Sheet:
 
     def markdown(self) -> str:
         """The sheet as a Markdown table, best and clear cells bold."""
-        lines = ["| " + " | ".join(_md(h) for h in self.header) + " |",
-                 "|" + "|".join(" :-- " if i in self.words else " --: " for i in range(len(self.header))) + "|"]
+        rule = ["---" if i in self.words else "--:" for i in range(len(self.header))]
+        lines = ["| " + " | ".join(map(markdown, self.header)) + " |", "| " + " | ".join(rule) + " |"]
         for row in self.rows:
-            lines.append("| " + " | ".join(_md_entry(entry) for entry in row) + " |")
+            lines.append("| " + " | ".join(_markdown_entry(item) for item in row) + " |")
         return "\n".join(lines)
 
-    def latex(self) -> str:
-        """The sheet as a LaTeX `tabular` for the booktabs package."""
-        columns = "".join("l" if i in self.words else "r" for i in range(len(self.header)))
-        lines = [f"% {_ascii(self.title)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule",
-                 " & ".join(_tex(h) for h in self.header) + " \\\\", "\\midrule"]
-        lines += [" & ".join(_tex_entry(entry) for entry in row) + " \\\\" for row in self.rows]
-        lines += ["\\bottomrule", "\\end{tabular}"]
-        lines += [f"% {_ascii(note)}" for note in self.notes]
+    def latex(self, label: str) -> str:
+        """The sheet as a LaTeX table, shrunk where wider than the text; title and notes are its caption."""
+        shown = [i for i in range(len(self.header)) if i not in self.aside]
+        columns = "".join("l" if i in self.words else "r" for i in shown)
+        caption = " ".join(latex(text if text.endswith((".", "?", "!")) else f"{text}.")
+                           for text in (self.title, *self.notes))
+        head = " & ".join(_latex_head(self.header[i], i in self.words) for i in shown)
+        lines = [r"% \usepackage{booktabs,graphicx}", r"\begin{table}[t]", r"\centering",
+                 f"\\caption{{{caption}}}", f"\\label{{tab:{label}}}", r"\footnotesize",
+                 r"\setlength{\tabcolsep}{4pt}",
+                 r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+                 f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule",
+                 head + r" \\", r"\midrule"]
+        for place, row in enumerate(self.rows):
+            if place in self.blocks:
+                lines.append(r"\addlinespace")
+            lines.append(" & ".join(_latex_entry(row[i]) for i in shown) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
         return "\n".join(lines) + "\n"
 
     def terminal(self) -> Table:
@@ -76,12 +98,15 @@ class Sheet:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, caption="\n".join(self.notes),
-                      caption_justify="left", pad_edge=False)
-        for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index in self.words else "right", no_wrap=index not in self.words)
+        shown = [i for i in range(len(self.header)) if i not in self.aside]
+        table = Table(title=Text(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+                      caption=Text("\n".join(self.notes)), caption_justify="left")
+        for i in shown:
+            table.add_column(Text(self.header[i]), justify="left" if i in self.words else "right",
+                             no_wrap=i not in self.words)
         for row in self.rows:
-            table.add_row(*(Text(_with_note(entry), style=_terminal_style(entry)) for entry in row))
+            table.add_row(*(Text(f"{row[i].text}{row[i].sign} {row[i].note}".strip(),
+                                 style=_terminal_style(row[i])) for i in shown))
         return table
 
     def json(self) -> dict[str, Any]:
@@ -90,33 +115,43 @@ class Sheet:
                 "notes": list(self.notes)}
 
 
-def entry(text: str, *marks: Mark, note: str = "", title: str = "", code: bool = False) -> Entry:
+def entry(text: str, *marks: Mark, note: str = "", title: str = "", code: bool = False,
+          sign: str = "") -> Entry:
     """An entry with marks."""
-    return Entry(text, note, title, frozenset(marks), code)
+    return Entry(text, note, title, frozenset(marks), code, sign)
 
 
-def plain(texts: Sequence[str]) -> tuple[Entry, ...]:
-    """A row of unmarked entries."""
-    return tuple(Entry(text) for text in texts)
+def markdown(text: str) -> str:
+    """Plain text as Markdown that shows exactly this text, on one line, in a table's cell too."""
+    text = re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w))", r"\\\1", re.sub(r"[\r\n\t]+", " ", text))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(").replace("][", "]\\[")
+    # At the start of a line these would make a heading, a list or a quotation.
+    return re.sub(r"^(#+ |[-+] |>)", r"\\\1", re.sub(r"^(\d+)([.)] )", r"\1\\\2", text))
 
 
-def _with_note(item: Entry) -> str:
-    return f"{item.text} {item.note}".strip()
+def markdown_code(text: str) -> str:
+    """Text as a Markdown code span."""
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
-def _md(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def latex(text: str) -> str:
+    """Plain text as LaTeX."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def _md_entry(item: Entry) -> str:
-    text = _md(item.text)
+def _markdown_entry(item: Entry) -> str:
+    text = markdown(item.text)
     if item.code and text:
-        return f"`{text}`"
+        return markdown_code(item.text).replace("|", "\\|")
     if item.marks & {"best", "clear"}:
         text = f"**{text}**"
     if "unverified" in item.marks:
         text = f"*{text}*"
-    return f"{text} ({_md(item.note)})" if item.note else text
+    if item.sign:
+        text += f"<sup>{markdown(item.sign)}</sup>"
+    note = markdown(item.note or item.aside)
+    return text if not note else f"{text} {note}" if note.startswith("[") else f"{text} ({note})"
 
 
 def _terminal_style(item: Entry) -> str:
@@ -127,28 +162,35 @@ def _terminal_style(item: Entry) -> str:
     return "dim" if item.marks & {"faded", "missing", "skipped", "unverified"} else ""
 
 
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---", "γ": r"$\gamma$",
-    "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$", "²": "$^2$", "×": r"$\times$", "≥": r"$\ge$", "≤": r"$\le$",
-    "\u202f": r"\,", "\u00a0": "~", "…": r"\ldots{}", "†": r"\dag{}", "\n": " ",
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---", "γ": r"$\gamma$", "α": r"$\alpha$",
+    "β": r"$\beta$", "Δ": r"$\Delta$", "²": "$^2$", "×": r"$\times$", "≥": r"$\ge$", "≤": r"$\le$",
+    "·": r"$\cdot$", "\u202f": r"\,", "\u00a0": "~", "…": r"\ldots{}", "†": r"\dag{}", "\n": " ", "\r": " ",
 }
 
 
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in text)
+def _latex_head(text: str, words: bool) -> str:
+    """A long heading on two lines, so that its column is as narrow as its numbers."""
+    first, _, rest = text.rpartition(" ")
+    if words or not first or len(text) <= 8:
+        return latex(text)
+    return f"\\shortstack[r]{{{latex(first)}\\\\{latex(rest)}}}"
 
 
-def _tex_entry(item: Entry) -> str:
-    text = _tex(item.text)
+def _latex_entry(item: Entry) -> str:
+    """The mean at full size, its spread and its note small."""
+    mean, _, spread = item.text.partition(" ± ")
+    text = latex(mean)
     if item.code and text:
-        return f"\\texttt{{{text}}}"
+        text = f"\\texttt{{{text}}}"
     if item.marks & {"best", "clear"}:
         text = f"\\textbf{{{text}}}"
     if "unverified" in item.marks:
         text = f"\\textit{{{text}}}"
-    return f"{text} {{\\scriptsize {_tex(item.note)}}}" if item.note else text
-
-
-def _ascii(text: str) -> str:
-    return " ".join(text.split())
+    if spread:
+        text += f"{{\\scriptsize\\,$\\pm$\\,{latex(spread)}}}"
+    if item.sign:
+        text += f"\\textsuperscript{{{latex(item.sign)}}}"
+    return f"{text} {{\\scriptsize {latex(item.note)}}}" if item.note else text

@@ -5,14 +5,16 @@ Nothing here is formatted. Whatever was planned has a value, and a value says wh
 
 from __future__ import annotations
 
+import re
+import statistics as plain
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pandas as pd
 
-from suite import statistics
+from suite import registry, statistics
 from suite.records import Record
 from suite.statistics import Difference, Outcomes, Summary
 
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
 #: What became of a planned run; `missing` has no record yet.
 Fate = Literal["finished", "diverged", "failed", "skipped", "missing"]
 FATES: tuple[Fate, ...] = ("finished", "diverged", "failed", "skipped", "missing")
+T = TypeVar("T")
 AVERAGE = "average"
+#: Letters of a title that heads a column.
+LONGEST_TITLE = 22
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: a row of the study at one budget. `label` names the rank where a table has several."""
+    """One line of a table: a row of the study at one budget. `label` names the rank if there are several."""
 
     row: str
     rank: int | None
@@ -41,10 +46,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Column:
-    """One task of a table, with what its runs say about the data. None where no run has told yet."""
+    """One task of a table, with what its runs say about the data. None where no run has told yet.
+
+    `title` is short enough to head a column; `about` is what the task calls itself.
+    """
 
     task: str
     title: str
+    about: str
     metric: str | None = None
     train: int | None = None
     test: int | None = None
@@ -55,12 +64,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Value:
-    """What the planned runs of one line and column gave. Diverged runs count with the score that they got."""
+    """What the planned runs of one line and column gave. Diverged runs count with the score that they got.
+
+    `top`: the highest of its column, or not told apart from it.
+    """
 
     fates: Mapping[Fate, int]
     scores: Mapping[int, float] = field(default_factory=dict)
     summary: Summary | None = None
-    best: bool = False
+    top: bool = False
 
     @property
     def planned(self) -> int:
@@ -94,8 +106,10 @@ class Size:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A measured table. `values` and `differences` are keyed by line and column; the column `AVERAGE` exists when
-    there are several tasks with one metric."""
+    """A measured table. `values` and `differences` are keyed by line and column.
+
+    The column `AVERAGE` exists when there are several tasks with one metric.
+    """
 
     id: str
     title: str
@@ -124,6 +138,11 @@ class StudyTable:
         """The column that sums the table up: the average, or the only task."""
         return self.column_ids[-1]
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The budgets, smallest first."""
+        return tuple(sorted({line.rank for line in self.lines if line.rank is not None}))
+
     def title_of(self, column: str) -> str:
         if column == AVERAGE:
             return "Average"
@@ -139,7 +158,8 @@ class StudyTable:
         return min(labels, key=len) if len(labels) == 1 else min(labels, key=len).split(", r = ")[0]
 
 
-def measure(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record]) -> list[StudyTable]:
+def measure(study: Study, scale: str, cells: Sequence[Cell],
+            records: Mapping[str, Record]) -> list[StudyTable]:
     """Every table of the study at a scale that has planned cells, filled from the records that exist."""
     tables = study.edition(scale).tables
     planned: dict[str, list[Cell]] = {}
@@ -155,14 +175,24 @@ def fate(record: Record | None) -> Fate:
 
 
 def task_title(task_id: str) -> str:
-    """A task's own title, or its id in words when the task is not registered here."""
-    from suite import registry
-    from suite.errors import UserError
+    """What heads a task's column: the name in brackets that ends its title, or a short title, or its id."""
+    about = task_about(task_id)
+    named = re.search(r"\(([^()]+)\)$", about)
+    if named or len(about) <= LONGEST_TITLE:
+        return named[1] if named else about
+    return task_id.replace("-", " ").capitalize()
 
-    try:
-        return registry.task(task_id).title
-    except UserError:
-        return task_id.replace("-", " ").capitalize()
+
+def task_about(task_id: str) -> str:
+    """A task's own title, or its id in words when the task is not registered here."""
+    known = registry.tasks()
+    return known[task_id].title if task_id in known else task_id.replace("-", " ").capitalize()
+
+
+def apart(delta: Difference) -> bool:
+    """Whether the interval excludes zero and no seed points the other way; one seed is enough."""
+    return (delta.interval is not None and delta.interval.excludes_zero
+            and all(value * delta.mean > 0 for value in delta.per_seed))
 
 
 class _Builder:
@@ -178,26 +208,33 @@ class _Builder:
         self.by_place: dict[tuple[str, str], list[Cell]] = {}
         for cell in cells:
             self.by_place.setdefault((self._line_key(cell), cell.spec.task.id), []).append(cell)
+        self.values: dict[tuple[str, str], Value] = {}
         self.outcomes: dict[tuple[str, str], dict[int, Outcomes]] = {}
 
     def build(self) -> StudyTable:
         columns = tuple(self._column(task) for task in self.tasks)
         reference = {line.key: self._reference(line) for line in self.lines}
-        values = {(line.key, task): self._value(line, task) for line in self.lines for task in self.tasks}
-        self.outcomes = {place: self._outcomes(place) for place in values}
-        averaged = len(columns) > 1 and len({c.metric for c in columns if c.metric}) <= 1
-        if averaged:
-            values |= {(line.key, AVERAGE): self._average(line, values) for line in self.lines}
-        differences: dict[tuple[str, str], Difference] = {}
-        for line in self.lines:
-            if reference[line.key].key != line.key:
-                differences |= self._differences(line, reference[line.key], values, averaged)
+        self.values = {(line.key, task): self._value(line, task)
+                       for line in self.lines for task in self.tasks}
+        self.outcomes = {place: self._outcomes(place) for place in self.values}
+        column_ids = list(self.tasks)
+        if len(columns) > 1 and len({c.metric for c in columns if c.metric}) <= 1:
+            self.values |= {(line.key, AVERAGE): self._average(line) for line in self.lines}
+            column_ids.append(AVERAGE)
+        differences = {
+            (line.key, column): delta for line in self.lines for column in column_ids
+            if (other := reference[line.key]).key != line.key
+            and (delta := self._difference(line, other, column)) is not None
+        }
+        for column in column_ids:
+            self._mark_top(column)
         return StudyTable(
             id=self.id, title=self.table.title, base=self.table.base, reference=reference, lines=self.lines,
-            columns=columns, values=_mark_best(values), differences=differences,
+            columns=columns, values=self.values, differences=differences,
             sizes={line.key: size for line in self.lines if (size := self._size(line)) is not None},
             seeds=tuple(sorted({cell.spec.seed for cell in self.cells})),
-            records={line.key: tuple(self._records(line.key)) for line in self.lines}, broken=tuple(self.broken),
+            records={line.key: tuple(self._records(line.key)) for line in self.lines},
+            broken=tuple(self.broken),
         )
 
     def _line_key(self, cell: Cell) -> str:
@@ -213,7 +250,7 @@ class _Builder:
             line = Line(cell.row, cell.rank, label, cell.spec.method.id)
             found.setdefault(line.key, line)
         order = list(self.table.rows)
-        return tuple(sorted(found.values(), key=lambda line: (order.index(line.row), line.rank or 0)))
+        return tuple(sorted(found.values(), key=lambda line: (line.rank or 0, order.index(line.row))))
 
     def _reference(self, line: Line) -> Line:
         """The reference row at the line's own budget; for lines without one, at the largest."""
@@ -223,17 +260,20 @@ class _Builder:
         return next((x for x in same if x.rank == line.rank), same[-1])
 
     def _records(self, key: str, task: str | None = None) -> list[Record]:
-        cells = [c for (k, t), found in self.by_place.items() if k == key and task in (None, t) for c in found]
+        cells = [cell for (line, of), found in self.by_place.items() if line == key and task in (None, of)
+                 for cell in found]
         return [self.records[c.spec.id] for c in cells if c.spec.id in self.records]
 
     def _column(self, task: str) -> Column:
-        told = [r for line in self.lines for r in self._records(line.key, task) if r.data is not None and r.scores]
+        told = [record for line in self.lines for record in self._records(line.key, task)
+                if record.data is not None and record.scores]
         if not told:
-            return Column(task, task_title(task))
+            return Column(task, task_title(task), task_about(task))
         data, score = told[0].data, told[0].scores[0]
         assert data is not None
-        return Column(task, task_title(task), score.metric, data.train, score.items,
-                      max(r.data.truncated for r in told if r.data is not None), data.majority, data.fingerprint)
+        truncated = max(record.data.truncated for record in told if record.data is not None)
+        return Column(task, task_title(task), task_about(task), score.metric, data.train, score.items,
+                      truncated, data.majority, data.fingerprint)
 
     def _value(self, line: Line, task: str) -> Value:
         cells = self.by_place.get((line.key, task), [])
@@ -247,14 +287,14 @@ class _Builder:
                 items = record.score.items
         return Value(fates, scores, statistics.summarise(list(scores.values()), items))
 
-    def _average(self, line: Line, values: Mapping[tuple[str, str], Value]) -> Value:
-        parts = [values[line.key, task] for task in self.tasks]
+    def _average(self, line: Line) -> Value:
+        parts = [self.values[line.key, task] for task in self.tasks]
         fates: Counter[Fate] = Counter()
         for part in parts:
             fates.update(part.fates)
         common = [seed for seed in parts[0].scores if all(seed in part.scores for part in parts)]
         same = all(len(part.scores) == len(common) for part in parts)
-        summary = statistics.average([list(part.scores[s] for s in common) if same else list(part.scores.values())
+        summary = statistics.average([[part.scores[s] for s in common] if same else list(part.scores.values())
                                       for part in parts])
         scores = {s: sum(part.scores[s] for part in parts) / len(parts) for s in common}
         return Value(fates, scores if summary else {}, summary)
@@ -273,35 +313,45 @@ class _Builder:
             found[cell.spec.seed] = frame.groupby("item")["correct"].mean()
         return found
 
-    def _differences(self, line: Line, reference: Line, values: Mapping[tuple[str, str], Value],
-                     averaged: bool) -> dict[tuple[str, str], Difference]:
-        found: dict[tuple[str, str], Difference] = {}
-        pairs: list[tuple[dict[int, Outcomes], dict[int, Outcomes]]] = []
-        for task in self.tasks:
-            pair = (self.outcomes.get((line.key, task), {}), self.outcomes.get((reference.key, task), {}))
-            pair = (self._every_seed(line, task, *pair), self._every_seed(reference, task, pair[1], pair[0]))
-            pairs.append(pair)
-            delta = statistics.difference(*pair)
-            if delta is None and (reference.key, task) in values:
-                delta = _of_means(values[line.key, task], values[reference.key, task])
-            if delta is not None:
-                found[line.key, task] = delta
-        if averaged:
-            delta = statistics.average_difference(pairs)
-            if delta is None and (reference.key, AVERAGE) in values:
-                delta = _of_means(values[line.key, AVERAGE], values[reference.key, AVERAGE])
-            if delta is not None:
-                found[line.key, AVERAGE] = delta
-        return found
+    def _difference(self, line: Line, other: Line, column: str) -> Difference | None:
+        """Line minus other over what both have: paired by item, or by seed where predictions are lacking."""
+        tasks = self.tasks if column == AVERAGE else [column]
+        pairs = [self._pair(line, other, task, self.outcomes) for task in tasks]
+        delta = statistics.average_difference(pairs)
+        if delta is not None:
+            return delta
+        scores = {place: value.scores for place, value in self.values.items()}
+        parts = [self._pair(line, other, task, scores) for task in tasks]
+        seeds = [seed for seed in parts[0][0] if all(seed in own and seed in theirs for own, theirs in parts)]
+        per_seed = tuple(plain.fmean(own[seed] - theirs[seed] for own, theirs in parts) for seed in seeds)
+        return Difference(plain.fmean(per_seed), None, per_seed, 0) if per_seed else None
 
-    def _every_seed(self, line: Line, task: str, own: dict[int, Outcomes],
-                    other: dict[int, Outcomes]) -> dict[int, Outcomes]:
+    def _pair(self, line: Line, other: Line, task: str,
+              known: Mapping[tuple[str, str], Mapping[int, T]]) -> tuple[Mapping[int, T], Mapping[int, T]]:
+        """What two lines have on a task, by seed."""
+        own, theirs = known.get((line.key, task), {}), known.get((other.key, task), {})
+        return self._every_seed(line, task, own, theirs), self._every_seed(other, task, theirs, own)
+
+    def _every_seed(self, line: Line, task: str, own: Mapping[int, T],
+                    theirs: Mapping[int, T]) -> Mapping[int, T]:
         """A method that trains nothing runs once: its one answer is paired with every seed of the other."""
         planned = {cell.spec.seed for cell in self.by_place.get((line.key, task), [])}
         if len(planned) == 1 and len(self.table.seeds) > 1 and len(own) == 1:
-            only = next(iter(own.values()))
-            return {seed: only for seed in other}
+            return dict.fromkeys(theirs, next(iter(own.values())))
         return own
+
+    def _mark_top(self, column: str) -> None:
+        """Mark the highest value of a column, and every other that its difference does not set apart."""
+        scored = [(summary.mean, line) for line in self.lines
+                  if (summary := self.values[line.key, column].summary) is not None]
+        if len(scored) < 2:
+            return
+        highest, best = max(scored, key=lambda pair: pair[0])
+        for mean, line in scored:
+            delta = self._difference(best, line, column) if mean < highest else None
+            if mean == highest or (delta is not None and delta.interval is not None and not apart(delta)):
+                place = (line.key, column)
+                self.values[place] = replace(self.values[place], top=True)
 
     def _size(self, line: Line) -> Size | None:
         found = [r.trainable for r in self._records(line.key) if r.trainable is not None]
@@ -318,25 +368,3 @@ def read(table: object) -> pd.DataFrame | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, pd.DataFrame) and not found.empty else None
-
-
-def _of_means(value: Value, reference: Value) -> Difference | None:
-    """Difference of two means without predictions: no interval."""
-    if value.summary is None or reference.summary is None:
-        return None
-    seeds = [seed for seed in value.scores if seed in reference.scores]
-    per_seed = tuple(value.scores[seed] - reference.scores[seed] for seed in seeds)
-    return Difference(value.summary.mean - reference.summary.mean, None, per_seed, 0)
-
-
-def _mark_best(values: Mapping[tuple[str, str], Value]) -> dict[tuple[str, str], Value]:
-    best: dict[str, float] = {}
-    for (_, column), value in values.items():
-        if value.summary is not None:
-            best[column] = max(best.get(column, 0.0), value.summary.mean)
-    several = Counter(column for (_, column), value in values.items() if value.summary is not None)
-    return {
-        place: Value(value.fates, value.scores, value.summary,
-                     value.summary is not None and several[place[1]] > 1 and value.summary.mean == best[place[1]])
-        for place, value in values.items()
-    }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics as plain
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from reports import numbers
 from reports.sheets import Entry, Mark, Number, Sheet, entry
-from reports.tables import AVERAGE, FATES, Line, StudyTable, Value
+from reports.tables import AVERAGE, FATES, Fate, Line, StudyTable, Value
 from suite.records import Record
 from suite.statistics import Difference
 
@@ -16,32 +16,36 @@ _WORDS = {"missing": "not run yet", "failed": "failed", "skipped": "skipped", "d
 
 
 def measured(table: StudyTable) -> Sheet:
-    """Mean ± standard deviation in percent, with what is trained, and the majority class where there is one."""
-    header = ["Row", "Trained", "Share", *(table.title_of(c) for c in table.column_ids)]
+    """The table to look at first: scores, what they are above the reference, and what a run costs."""
+    compared = len(table.lines) > 1
+    header = ["Row", "Trained parameters", *map(table.title_of, table.column_ids)]
+    header += [*([delta_title(table)] if compared else []), "Run time", "Peak memory"]
     rows: list[tuple[Entry, ...]] = []
     data: list[dict[str, Number]] = []
     if any(column.majority is not None for column in table.columns):
-        rows.append(_majority_row(table))
+        empty = (Entry(""),) * (3 if compared else 2)
+        rows.append((entry(MAJORITY, "faded"), Entry(""), *_majority_entries(table), *empty))
         data += [{"row": "majority", "label": MAJORITY, "column": c.task, "mean_percent": 100 * c.majority}
                  for c in table.columns if c.majority is not None]
-    for line in table.lines:
-        name = entry(line.label, *(["reference"] if table.is_reference(line) else []))
-        cells = [value_entry(table.values[line.key, c], c == AVERAGE) for c in table.column_ids]
-        rows.append((name, *_size_entries(table, line), *cells))
+    blocks = {len(rows)} - {0}
+    for above, line in zip((None, *table.lines), table.lines, strict=False):
+        if above is not None and above.rank != line.rank:
+            blocks.add(len(rows))
+        name = entry(line.label, *_if(table.is_reference(line), "reference"))
+        scores = [value_entry(table.values[line.key, c], c == AVERAGE) for c in table.column_ids]
+        delta = [_headline_entry(table, line)] if compared else []
+        rows.append((name, _size_entry(table, line), *scores, *delta, *_price(table, line)))
         data += [_value_data(table, line, c) for c in table.column_ids]
-    spread = "± is the standard deviation over seeds" if len(table.seeds) > 1 else "one seed: no spread is known"
-    notes = [f"Percent; {spread}. Bold: the highest of its column."]
-    if any(column.majority is not None for column in table.columns):
-        notes.append("Majority class: the score of always answering the most frequent label of the test items.")
-    if any(v.fates.get("diverged") and v.summary for v in table.values.values()):
-        notes.append("Diverged runs count with the score that they ended with.")
-    return Sheet(f"{table.id}-measured", table.title, tuple(header), tuple(rows), tuple(data), tuple(notes))
+    last = len(header)
+    return Sheet(f"{table.id}-measured", table.title, tuple(header), tuple(rows), tuple(data),
+                 tuple(_measured_notes(table, compared)), aside=frozenset({last - 2, last - 1}),
+                 blocks=frozenset(blocks))
 
 
 def differences(table: StudyTable) -> Sheet:
     """Every line minus its reference, with paired 95 % intervals, in percentage points."""
     reference = table.reference_label
-    header = ("Row", *(table.title_of(c) for c in table.column_ids))
+    header = ("Row", *map(table.title_of, table.column_ids))
     rows, data = [], []
     for line in table.lines:
         if table.is_reference(line):
@@ -49,29 +53,45 @@ def differences(table: StudyTable) -> Sheet:
         cells = [difference_entry(table.differences.get((line.key, c))) for c in table.column_ids]
         rows.append((Entry(line.label), *cells))
         data += [_difference_data(table, line, c) for c in table.column_ids]
-    notes = ("Percentage points, with the 95 % interval of a bootstrap over test items, paired by item and seed. It "
-             "says what other test items would give for these seeds, not what other seeds would give.",
-             "Bold: the interval excludes zero and every one of at least two seeds points the same way.")
-    return Sheet(f"{table.id}-difference", f"Difference to {reference}", header, tuple(rows), tuple(data), notes)
+    notes = ["Percentage points, with the 95 % interval of a bootstrap over test items, paired by item and "
+             "seed. It says what other test items would give for these seeds, not what other seeds would.",
+             "Bold: the interval excludes zero, and at least two seeds all point the same way."]
+    intervals = sum(delta.interval is not None for delta in table.differences.values())
+    if intervals >= 10:
+        chance = max(1, round(intervals * 0.05))
+        notes.append(f"Of {intervals} intervals at 95 %, about {chance} would exclude zero by chance alone.")
+    return Sheet(f"{table.id}-difference", f"Difference to {reference}", header, tuple(rows), tuple(data),
+                 tuple(notes))
 
 
 def costs(table: StudyTable) -> Sheet:
     """Wall-clock seconds by phase, speed, padding and memory of every line: medians over its runs."""
     header = ("Row", "Runs", "Load", "Prepare", "Train", "Evaluate", "Save", "Total", "Tokens/s", "Padding",
-              "Peak memory", "Device memory", "Adapter file")
+              "Memory", "Device memory", "Adapter file")
     rows, data = [], []
     for line in table.lines:
-        done = [r for r in table.records[line.key] if r.scores]
+        done = _scored(table, line)
         cost = _costs(done)
         data.append({"row": line.row, "label": line.label, "rank": line.rank, "runs": len(done), **cost})
-        rows.append((Entry(line.label), entry(str(len(done)) if done else numbers.DASH, *_absent(not done)),
+        rows.append((Entry(line.label), entry(str(len(done))) if done else _nothing(),
                      *(_cost_entry(cost, key, write) for key, write in _COSTS)))
-    notes = ["Phases are medians over the line's runs, per run; a run in a pack is charged its share. Peak memory is the "
-             "highest of any run, for the whole process, base included."]
-    if any(r.prepare.get("ranks") for found in table.records.values() for r in found):
-        notes.append("Prepare holds the gradient estimate only in the run that made it; later runs read the cached "
-                     "one. The longest prepare of a line is in the CSV file.")
-    return Sheet(f"{table.id}-cost", "Time, speed and memory", header, tuple(rows), tuple(data), tuple(notes))
+    notes = ["Medians over a row's runs; a run that shared a pack is charged its share of the pack's time. "
+             "Memory is the highest of any run, for the whole process, base included."]
+    estimates = [record.timings.prepare for found in table.records.values() for record in found
+                 if record.prepare.get("ranks")]
+    if estimates:
+        notes.append(f"Gradients are estimated once, in up to {numbers.seconds(max(estimates))}, and read "
+                     "again by later runs: a median may leave that out.")
+    shown = [i for i in range(len(header)) if i < 2 or any(row[i].text != numbers.DASH for row in rows)]
+    return Sheet(f"{table.id}-cost", "Time, speed and memory", tuple(header[i] for i in shown),
+                 tuple(tuple(row[i] for i in shown) for row in rows), tuple(data), tuple(notes))
+
+
+def delta_title(table: StudyTable) -> str:
+    """What heads the column of headline differences."""
+    if table.headline == AVERAGE or len(table.columns) == 1:
+        return f"Δ {table.reference_label}"
+    return f"Δ {table.reference_label}, {table.title_of(table.headline)}"
 
 
 def value_entry(value: Value, is_average: bool = False) -> Entry:
@@ -82,72 +102,118 @@ def value_entry(value: Value, is_average: bool = False) -> Entry:
     text = numbers.percent(summary.mean)
     if summary.sd is not None:
         text += f" ± {numbers.percent(summary.sd)}"
-    title = f"{numbers.several(summary.seeds, 'seed')}"
+    title = numbers.several(summary.seeds, "seed")
     if summary.items:
         title += f", {numbers.several(summary.items, 'item')}"
     if summary.interval is not None:
         title += f"; 95 % interval {numbers.interval(summary.interval, sign=False)} ({summary.basis})"
-    wrong = [f"{value.fates[f]} of {value.planned} {_WORDS[f]}" for f in FATES[1:] if value.fates.get(f)]
-    marks: list[Mark] = (["best"] if value.best else []) + (["warn"] if wrong else [])  # type: ignore[assignment]
-    return entry(text, *marks, note="" if value.complete else ", ".join(wrong), title=title)
+    note = _counts(value, FATES[1:])
+    return entry(text, *_if(value.top, "best"), *_if(bool(note), "warn"), note=note, title=title)
 
 
 def difference_entry(delta: Difference | None) -> Entry:
     """A difference with its interval."""
     if delta is None:
-        return entry(numbers.DASH, "missing", title="one of the two has no result")
+        return _nothing("the two have no seed in common yet")
     text = numbers.signed(delta.mean)
+    title = f"by seed: {', '.join(map(numbers.signed, delta.per_seed))}"
     if delta.interval is None:
-        return entry(text, "faded", note="no interval", title="no predictions to resample")
-    title = f"{numbers.several(delta.items, 'item')}; by seed: {', '.join(map(numbers.signed, delta.per_seed))}"
+        return entry(text, "faded", note="no interval", title=f"no predictions to resample; {title}")
+    title = f"{numbers.several(delta.items, 'item')}; {title}"
     if delta.identical:
         return entry(text, "faded", note="same answers", title=title)
-    return entry(text, *(["clear"] if delta.clear else []), note=numbers.interval(delta.interval), title=title)
+    return entry(text, *_if(delta.clear, "clear"), note=numbers.interval(delta.interval), title=title)
 
 
 def _no_number(value: Value, is_average: bool) -> Entry:
-    counts = ", ".join(f"{value.fates[f]} of {value.planned} {_WORDS.get(f, f)}" for f in FATES if value.fates.get(f))
+    counts = _counts(value, FATES)
     if is_average:
-        return entry(numbers.DASH, "missing", title=f"an average needs every task: {counts}")
+        return _nothing(f"an average needs every task: {counts}")
     if value.state == "missing":
-        return entry(numbers.DASH, "missing", title="not run yet" if value.planned else "not planned")
-    mark: Mark = "skipped" if value.state == "skipped" else "failed"
-    return entry(value.state, mark, title=counts)
+        return _nothing("not run yet" if value.planned else "not planned")
+    return entry(value.state, "skipped" if value.state == "skipped" else "failed", title=counts)
 
 
-def _majority_row(table: StudyTable) -> tuple[Entry, ...]:
+def _counts(value: Value, of: Sequence[Fate]) -> str:
+    """`1 of 2 not run yet`, `1 diverged and 1 failed of 6`."""
+    found = [(value.fates[fate], _WORDS.get(fate, fate)) for fate in of if value.fates.get(fate)]
+    if len(found) == 1:
+        return f"{found[0][0]} of {value.planned} {found[0][1]}"
+    return f"{numbers.listing([f'{n} {word}' for n, word in found])} of {value.planned}" if found else ""
+
+
+def _nothing(why: str = "not run yet") -> Entry:
+    """A cell without a number."""
+    return entry(numbers.DASH, "missing", title=why)
+
+
+def _headline_entry(table: StudyTable, line: Line) -> Entry:
+    if table.is_reference(line):
+        return entry("reference", "faded")
+    return difference_entry(table.differences.get((line.key, table.headline)))
+
+
+def _measured_notes(table: StudyTable, compared: bool) -> list[str]:
+    metrics = {column.metric for column in table.columns if column.metric}
+    score = metrics.pop().replace("_", " ").capitalize() if len(metrics) == 1 else "Score"
+    spread = (f"mean ± standard deviation over {len(table.seeds)} seeds" if len(table.seeds) > 1
+              else "one seed, so the spread over seeds is unknown")
+    notes = [f"{score} in percent: {spread}. Bold: the highest of its column, and all that paired "
+             "differences do not set apart from it."]
+    if compared:
+        same = " at the same rank (the largest, for rows without one)" if len(table.ranks) > 1 else ""
+        notes.append(f"{delta_title(table)}: points above {table.reference_label}{same}, with the "
+                     "paired 95 % interval over test items. Bold: the interval excludes zero, and at least "
+                     "two seeds all point the same way.")
+    if any(column.majority is not None for column in table.columns):
+        notes.append("Majority class: always answering the most frequent label of the test items.")
+    if any(value.fates.get("diverged") and value.summary for value in table.values.values()):
+        notes.append("Diverged runs count with the score that they ended with.")
+    return notes
+
+
+def _majority_entries(table: StudyTable) -> list[Entry]:
     rates = [column.majority for column in table.columns]
-    cells = [entry(numbers.percent(rate) if rate is not None else numbers.DASH, "faded") for rate in rates]
     if table.has_average:
         known = [rate for rate in rates if rate is not None]
-        mean = numbers.percent(plain.fmean(known)) if len(known) == len(rates) else numbers.DASH
-        cells.append(entry(mean, "faded"))
-    return (entry(MAJORITY, "faded"), entry("0", "faded"), entry(numbers.DASH, "faded"), *cells)
+        rates.append(plain.fmean(known) if len(known) == len(rates) else None)
+    return [entry(numbers.percent(rate) if rate is not None else numbers.DASH, "faded") for rate in rates]
 
 
-def _size_entries(table: StudyTable, line: Line) -> tuple[Entry, Entry]:
+def _size_entry(table: StudyTable, line: Line) -> Entry:
+    """Trained scalars, and their share of the base."""
     size = table.sizes.get(line.key)
     if size is None:
-        return entry(numbers.DASH, "missing", title="not run yet"), entry(numbers.DASH, "missing")
-    exact = numbers.count(size.low)
+        return _nothing()
     if size.low == size.high:
-        return entry(exact), entry(numbers.share(size.share_low))
-    title = f"{exact} to {numbers.count(size.high)}, by task"
-    return (entry(f"{numbers.short(size.low)} to {numbers.short(size.high)}", title=title),
-            entry(numbers.share((size.share_low + size.share_high) / 2), title=title))
+        return Entry(numbers.count(size.low), aside=numbers.share(size.share_low))
+    return Entry(f"{numbers.short(size.low)} to {numbers.short(size.high)}",
+                 aside=numbers.share((size.share_low + size.share_high) / 2),
+                 title=f"{numbers.count(size.low)} to {numbers.count(size.high)}, by task")
+
+
+def _price(table: StudyTable, line: Line) -> tuple[Entry, Entry]:
+    """Median seconds of a run and the highest memory: the device's where there is one."""
+    cost = _costs(_scored(table, line))
+    memory = "device_bytes" if cost["device_bytes"] is not None else "resident_bytes"
+    return _cost_entry(cost, "total_s", numbers.seconds), _cost_entry(cost, memory, numbers.size)
+
+
+def _scored(table: StudyTable, line: Line) -> list[Record]:
+    return [record for record in table.records[line.key] if record.scores]
 
 
 def _value_data(table: StudyTable, line: Line, column: str) -> dict[str, Number]:
     value, size = table.values[line.key, column], table.sizes.get(line.key)
     s = value.summary
-    scaled: Callable[[float | None], float | None] = lambda x: None if x is None else 100 * x  # noqa: E731
+    low, high = (s.interval.low, s.interval.high) if s and s.interval else (None, None)
     return {
         "row": line.row, "label": line.label, "rank": line.rank, "column": column,
-        "mean_percent": scaled(s.mean if s else None), "sd_percent": scaled(s.sd if s else None),
-        "low_percent": scaled(s.interval.low if s and s.interval else None),
-        "high_percent": scaled(s.interval.high if s and s.interval else None),
+        "mean_percent": _percent(s.mean if s else None), "sd_percent": _percent(s.sd if s else None),
+        "low_percent": _percent(low), "high_percent": _percent(high),
         "interval": s.basis if s else None, "seeds": s.seeds if s else 0, "items": s.items if s else None,
-        "state": value.state, "planned": value.planned, **{f: value.fates.get(f, 0) for f in FATES},
+        "state": value.state, "top": value.top, "planned": value.planned,
+        **{fate: value.fates.get(fate, 0) for fate in FATES},
         "trained_low": size.low if size else None, "trained_high": size.high if size else None,
         "share": (size.share_low + size.share_high) / 2 if size else None,
     }
@@ -194,7 +260,9 @@ def _costs(done: list[Record]) -> dict[str, Number]:
 
 def _cost_entry(cost: dict[str, Number], key: str, write: Callable[[float], str]) -> Entry:
     value = cost[key]
-    return entry(write(float(value))) if value is not None else entry(numbers.DASH, "faded")
+    if value is not None:
+        return entry(write(float(value)))
+    return entry(numbers.DASH, "faded") if cost["total_s"] is not None else _nothing()
 
 
 def _median(values: Iterable[float]) -> float | None:
@@ -202,5 +270,9 @@ def _median(values: Iterable[float]) -> float | None:
     return plain.median(found) if found else None
 
 
-def _absent(absent: bool) -> list[Mark]:
-    return ["missing"] if absent else []
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _if(true: bool, mark: Mark) -> list[Mark]:
+    return [mark] if true else []
