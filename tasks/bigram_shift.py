@@ -7,10 +7,10 @@ Two items, the second with `a` and `model` swapped:
 
 The sentences are those of the rated New York Times editorials and movie snippets of Hutto & Gilbert (2014): 5 to 12
 words, from a capital to a full stop, question or exclamation mark. (Conneau et al. take 5 to 28 words and 100,000
-training sentences; with the few thousand at hand, small encoders learn nothing from longer ones.) Half of every split is swapped. A swapped sentence
-never stands beside its original: each sentence is used once. The first word of a sentence is not moved (its capital
-would tell), nor is a word with punctuation, nor are two equal words swapped. Some swaps leave a good sentence ("an old
-red car"), so a perfect score is out of reach for man and machine.
+training sentences; with the few thousand at hand, small encoders learn nothing from longer ones.) Half of every split
+is swapped. A swapped sentence never stands beside its original: each sentence is used once. The first word of a
+sentence is not moved (its capital would tell), nor is a word with punctuation, nor are two equal words swapped. Some
+swaps leave a good sentence ("an old red car"), so a perfect score is out of reach for man and machine.
 """
 
 from __future__ import annotations
