@@ -69,6 +69,7 @@ class GoRA(Method["GoRA.Config"]):
     """Ranks and starting point of LoRA from one pass of gradients."""
 
     id = "gora"
+    size = "rank"
     label = "GoRA"
     paper = Paper("GoRA: Gradient-driven Adaptive Low Rank Adaptation", "2502.12171", 2025)
 
@@ -114,9 +115,6 @@ class GoRA(Method["GoRA.Config"]):
         """Sum of r_i · (in_i + out_i) over the allocated ranks."""
         return count(config.targets(shapes), prepared.ranks)
 
-    def with_budget(self, config: Any, rank: int) -> Any:
-        return config.model_copy(update={"rank": rank})
-
     def check(self, config: Any, shapes: Shapes) -> None:
         check_rank(config.rank, config.targets(shapes))
 
@@ -131,7 +129,7 @@ class GoRA(Method["GoRA.Config"]):
     def restore(self, report: Mapping[str, Any]) -> Prepared:
         return Prepared(report["ranks"], {})
 
-    def adapter(self, layer: Layer, starts: Sequence[Start]) -> Adapter:
+    def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Adapter:
         return LowRank([self.start(layer, start) for start in starts])
 
     def start(self, layer: Layer, start: Start) -> Factors:

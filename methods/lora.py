@@ -75,6 +75,7 @@ class LoRA(Method["LoRA.Config"]):
     """Low-rank adaptation of chosen linear layers."""
 
     id = "lora"
+    size = "rank"
     label = "LoRA"
     paper = Paper("LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685", 2021)
 
@@ -93,13 +94,10 @@ class LoRA(Method["LoRA.Config"]):
         """Sum over adapted layers of rank · (in + out)."""
         return sum(config.rank * (x.in_features + x.out_features) for x in config.targets(shapes))
 
-    def with_budget(self, config: Any, rank: int) -> Any:
-        return config.model_copy(update={"rank": rank})
-
     def check(self, config: Any, shapes: Shapes) -> None:
         check_rank(config.rank, config.targets(shapes))
 
-    def adapter(self, layer: Layer, starts: Sequence[Start]) -> Adapter:
+    def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Adapter:
         return LowRank([self.start(layer, start) for start in starts])
 
     def start(self, layer: Layer, start: Start) -> Factors:

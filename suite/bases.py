@@ -202,18 +202,37 @@ def _shapes(base: Base, classes: int) -> Shapes:
         model = _auto_class(base.kind).from_config(config, **_options(base, config))
     model.tie_weights()
     head = classes * (_hidden_size(config) + 1) if classes else 0
-    layers = tuple(Layer(n, m.in_features, m.out_features) for n, m in linear_layers(model).items())
+    layers = tuple(layer_of(name, module) for name, module in linear_layers(model).items())
     return Shapes(layers=layers, parameters=sum(p.numel() for p in model.parameters()), head=head)
 
 
-def linear_layers(model: Any) -> dict[str, nn.Linear]:
+def linear_layers(model: Any) -> dict[str, nn.Module]:
     """Every linear layer that can be adapted, by module path, in order: neither output head nor pooler."""
     head = model.get_output_embeddings()
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and "pooler" not in name.split(".")
+        if adaptable(module) and module is not head and "pooler" not in name.split(".")
     }
+
+
+def adaptable(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: `nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer as `[out, in]`; a view, whichever way it is stored."""
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    return weight if isinstance(module, nn.Linear) else weight.mT
+
+
+def layer_of(name: str, module: nn.Module) -> Layer:
+    """Name and shape of a linear layer."""
+    out_features, in_features = weight_of(module).shape
+    return Layer(name, in_features, out_features)
 
 
 def load(base: Base, dtype: torch.dtype = torch.float32) -> LoadedBase:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from suite import assets, registry
 from suite.errors import UserError
 from suite.specs import TaskRef, digest
-from suite.task import Splits, TaskData
+from suite.task import Item, Splits, TaskData
 
 
 @lru_cache(maxsize=32)
 def load(ref: TaskRef) -> TaskData:
     """The items of a task, cut to the first `ref.train` of its training order and the first `ref.test` of each scored
-    split (validation and test).
+    split (validation and test); of a task with parts, the first `ref.test` of each part.
 
     Raises `UserError` when the data cannot be had, or when the task is registered in another version than asked for.
     """
@@ -21,9 +22,18 @@ def load(ref: TaskRef) -> TaskData:
     if task.version != ref.version:
         raise UserError(f"task {ref.id}: version {ref.version} is asked for, version {task.version} is installed")
     splits = _splits(ref.id)
-    train, validation, test = splits.train[:ref.train], splits.validation[:ref.test], splits.test[:ref.test]
-    content = [[[i.id, i.text, i.pair, i.label, i.target] for i in part] for part in (train, validation, test)]
+    train, validation, test = splits.train[:ref.train], _first(splits.validation, ref.test), _first(splits.test, ref.test)
+    content = [[[i.id, i.text, i.pair, i.label, i.target, *i.choices] for i in part]
+               for part in (train, validation, test)]
     return TaskData(task, train, validation, test, digest(content)[:16])
+
+
+def _first(items: Sequence[Item], count: int | None) -> list[Item]:
+    """The first items of every part, parts in the order in which they appear."""
+    parts: dict[str | None, list[Item]] = {}
+    for item in items:
+        parts.setdefault(item.part, []).append(item)
+    return [item for part in parts.values() for item in part[:count]]
 
 
 @lru_cache(maxsize=8)

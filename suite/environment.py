@@ -95,6 +95,11 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    return int(psutil.Process().memory_info().rss)
+
+
 class PeakMemory:
     """Peak memory while inside: `resident` bytes of this process, and `device` bytes when a GPU is used.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from suite import bases, records, registry
 from suite.errors import UserError
@@ -55,7 +56,8 @@ def to_peft(record: Record, folder: Path) -> Path:
             head[short] = tensor
         elif tensor.numel():
             adapter[f"base_model.model.{layer}.{named[short]}.weight"] = tensor.contiguous()
-    place = {"base_model_name_or_path": base.hub or base.path or base.id, "revision": base.revision if base.hub else None}
+    place: dict[str, Any] = {"base_model_name_or_path": base.hub or base.path or base.id,
+                             "revision": base.revision if base.hub else None}
     kind = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(base.kind)
     folder.mkdir(parents=True, exist_ok=True)
     LoraConfig(**fields, **place, task_type=kind, inference_mode=True).save_pretrained(str(folder))

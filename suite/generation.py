@@ -1,4 +1,4 @@
-"""Generative evaluation through `lm-eval`: its task file, its filters, its metric, on the model in memory.
+"""Evaluation of text through `lm-eval`: its task file, its filters, its metric, on the model in memory.
 
 Greedy means greedy: every field of the decode policy is set here, a checkpoint's own generation config is put aside for
 the time, and what `generate` was really called with is recorded and held against the policy.
@@ -22,22 +22,22 @@ from suite.task import Item, Task
 
 
 @dataclass(frozen=True)
-class Generated:
-    """`value` is the metric's mean; `predictions` has one row per item; `decode` is the policy as it was applied."""
+class Answered:
+    """`predictions` has one row per item; `decode` is the policy as it was applied."""
 
-    value: float
     predictions: pd.DataFrame
     decode: dict[str, Any]
 
 
-def evaluate_generation(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], decode: Decode,
-                        batch_size: int) -> Generated:
-    """Generate an answer to every item and score it by the task's `lm-eval` file.
+def evaluate_text(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], decode: Decode | None,
+                  batch_size: int) -> Answered:
+    """Answer every item, by generation or by ranking its choices, and score it by the task's `lm-eval` file.
 
     Args:
         model: a Transformers model with `generate`, in evaluation mode.
-        items: prompts (`text`) and expected answers (`target`).
-        batch_size: prompts generated together, padded on the left.
+        items: prompts (`text`) and expected answers (`target`), or `choices` of which `label` is right.
+        decode: how to generate; None for tasks whose choices are ranked by their likelihood.
+        batch_size: prompts answered together, padded on the left.
 
     Raises `RuntimeError` when `generate` was called with another policy than `decode`, or an item has no answer.
     """
@@ -46,32 +46,39 @@ def evaluate_generation(model: Any, tokenizer: Any, task: Task, items: Sequence[
 
     with tempfile.TemporaryDirectory() as scratch, _calm():
         file = Path(scratch) / "items.jsonl"
-        rows = ({"id": item.id, "prompt": item.text, "target": item.target} for item in items)
+        rows = ({"id": item.id, "prompt": item.text, "target": item.target, "choices": item.choices, "label": item.label}
+                for item in items)
         file.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
         config = task.lm_eval_config(file)
         if config is None:
             raise RuntimeError(f"task {task.id} has no lm-eval configuration, so it cannot be generated")
-        config = {**config, "dataset_kwargs": {**config["dataset_kwargs"], "cache_dir": scratch},  # type: ignore[dict-item]
-                  "generation_kwargs": {**config["generation_kwargs"], **_arguments(decode)}}  # type: ignore[dict-item]
+        config = {**config, "dataset_kwargs": {**config["dataset_kwargs"], "cache_dir": scratch}}  # type: ignore[dict-item]
+        if decode is not None:
+            config["generation_kwargs"] = {**config["generation_kwargs"], **_arguments(decode)}  # type: ignore[dict-item]
         language_model = _language_model(model, tokenizer, batch_size)
         with _policy(model, tokenizer, decode):
             found = simple_evaluate(model=language_model, tasks=[config], bootstrap_iters=0, log_samples=True,
                                     task_manager=TaskManager(include_defaults=False))
     assert found is not None
     name = str(config["task"])
-    applied = _applied(language_model.called, decode)
     samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     if [sample["doc"]["id"] for sample in samples] != [item.id for item in items]:
         raise RuntimeError(f"lm-eval scored {len(samples)} items of {name} where {len(items)} were asked for")
-    table = pd.DataFrame({
-        "item": [item.id for item in items],
-        "expected": [str(item.target).strip() for item in items],
-        "predicted": [_text(sample["filtered_resps"]) for sample in samples],
-        "correct": [bool(sample[task.metric]) for sample in samples],
-        "prompt": [item.text for item in items],
-        "output": [_text(sample["resps"]) for sample in samples],
-    })
-    return Generated(float(table["correct"].mean()), table, applied)
+    table = pd.DataFrame({"item": [item.id for item in items]})
+    if task.kind == "choice":
+        likelihoods = [[float(one[0]) for one in sample["filtered_resps"]] for sample in samples]
+        table["expected"] = [int(item.label or 0) for item in items]
+        table["predicted"] = [row.index(max(row)) for row in likelihoods]
+        table["correct"] = [bool(sample["acc"]) for sample in samples]
+        table["likelihoods"] = likelihoods
+        return Answered(table, {"scoring": "the likeliest choice"})
+    assert decode is not None
+    table["expected"] = [str(item.target).strip() for item in items]
+    table["predicted"] = [_text(sample["filtered_resps"]) for sample in samples]
+    table["correct"] = [bool(sample[task.metric]) for sample in samples]
+    table["prompt"] = [item.text for item in items]
+    table["output"] = [_text(sample["resps"]) for sample in samples]
+    return Answered(table, _applied(language_model.called, decode))
 
 
 def _arguments(decode: Decode) -> dict[str, Any]:
@@ -98,10 +105,13 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
 
 @contextmanager
-def _policy(model: Any, tokenizer: Any, decode: Decode) -> Iterator[None]:
+def _policy(model: Any, tokenizer: Any, decode: Decode | None) -> Iterator[None]:
     """Put aside the checkpoint's generation config for one made of the policy and the tokenizer's special tokens."""
     from transformers import GenerationConfig
 
+    if decode is None:
+        yield
+        return
     own = model.generation_config
     sampling = {"temperature": decode.temperature, "top_p": decode.top_p, "top_k": decode.top_k}
     model.generation_config = GenerationConfig(

@@ -68,11 +68,13 @@ def estimate(model: nn.Module, layers: Sequence[Layer], losses: Iterator[Tensor]
     with open(folder / FILE, "wb") as file:
         file.truncate(4 * sum(math.prod(shape) for shape in shapes.values()))  # reads as zeros
     weights = {x.name: model.get_parameter(f"{x.name}.weight") for x in layers}
+    transposed = {x.name: not isinstance(model.get_submodule(x.name), nn.Linear) for x in layers}  # GPT-2's Conv1D
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def take(weight: Tensor) -> None:
             assert weight.grad is not None
-            _mapped(folder, starts[name], shapes[name], "r+").add_(weight.grad.to("cpu", torch.float32))
+            gradient = weight.grad.mT if transposed[name] else weight.grad
+            _mapped(folder, starts[name], shapes[name], "r+").add_(gradient.to("cpu", torch.float32))
             weight.grad = None
 
         return take

@@ -2,13 +2,14 @@
 
 An adapter is written once, with a leading run axis, and serves a pack of any size. Its parameters are `[runs, ...]`;
 its `forward(x, y)` gets the input `x [runs, tokens, in]` and the frozen layer's `y = W x [runs, tokens, out]` before
-any bias, and returns the adapted `y`. W itself is never written.
+any bias, and returns the adapted `y`. W itself is never written. An adapter that holds an effective weight gives the
+whole output instead (`WholeAdapter`); a method that fits neither (full fine-tuning, a tuner of peft) runs alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -93,7 +94,15 @@ def _ends_with(name: str, suffix: str) -> bool:
 
 
 class Adapter(nn.Module, ABC):
-    """The trained part of one linear layer, for all runs of a pack."""
+    """The trained part of one linear layer, for all runs of a pack.
+
+    Parameters are trained; what is frozen is a buffer or a plain attribute. `mergeable` is False where the output is no
+    linear map of x (a router that looks at the token), so that there is no `delta`.
+    """
+
+    mergeable: ClassVar[bool] = True
+    siblings: int = 1  # adapted layers of the model, this one included
+    mask: Tensor | None = None  # `[runs, tokens]`, true where the batch at hand holds a token and no padding
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -117,6 +126,34 @@ class Adapter(nn.Module, ABC):
     def lr_ratios(self) -> Mapping[str, Tensor]:
         """Per parameter name a `[runs]` factor on the learning rate, where it is not 1 (LoRA+)."""
         return {}
+
+    def penalty(self) -> Tensor | None:
+        """What the last forward adds to the loss of each run, `[runs]`; the layers' penalties are averaged."""
+        return None
+
+    def begin(self, stage: int, stages: int) -> None:
+        """Called before the first step of every stage (`Method.stages`); the optimiser starts afresh then."""
+
+    def stepped(self, step: int, steps: int) -> None:
+        """Called after the update of step `step` (from 0) of `steps`, with the gradients still at hand."""
+
+    def real(self, x: Tensor) -> Tensor:
+        """1 where `x [runs, tokens, in]` holds a real token and 0 where it holds padding, `[runs, tokens]`."""
+        if self.mask is None or self.mask.shape != x.shape[:2]:  # a decoder's tokens are not the encoder's
+            return x.new_ones(x.shape[:2])
+        return self.mask.to(x.dtype)
+
+
+class WholeAdapter(Adapter):
+    """An adapter that gives the layer's whole output, so that W x is not computed: an effective weight, or a base weight
+    that is held in another form (quantised)."""
+
+    @abstractmethod
+    def whole(self, x: Tensor) -> Tensor:
+        """The adapted output before any bias: `[runs, tokens, in]` to `[runs, tokens, out]`."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.whole(x)
 
 
 @dataclass
@@ -154,14 +191,19 @@ class GradientRequest:
 class Context:
     """What `prepare` may look at.
 
-    `weight(name)` is the frozen weight of a layer. `gradients(request)` gives the mean loss gradient of every linear
-    layer's weight; the estimate is cached on disk by base, data and request, whoever asks.
+    `weight(name)` is the frozen weight of a layer, `[out, in]`. `gradients(request)` gives the mean loss gradient of
+    every linear layer's weight; the estimate is cached on disk by base, data and request, whoever asks. `batches(request)`
+    are the training batches behind it (one run each), and `loss(model, batch)` the loss of one, `[1]`: for methods
+    that look at activations, or build their own model around `model`, the bare frozen base.
     """
 
     shapes: Shapes
     weight: Callable[[str], Tensor]
     gradients: Callable[[GradientRequest], Mapping[str, Tensor]]
     seed: int
+    model: Any
+    batches: Callable[[GradientRequest], Iterator[Any]]
+    loss: Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -184,7 +226,11 @@ class Method(ABC, Generic[C]):
     paper: ClassVar[Paper]
     Config: ClassVar[type[Any]]
     packs: ClassVar[bool] = True  # False: runs alone
-    trains: ClassVar[Literal["adapter", "head", "base", "nothing"]] = "adapter"
+    #: What is trained beside the task head: adapters, nothing (`head`), the base itself, the model that `prepare` made
+    #: around the base (`foreign`); `nothing`: not even the head.
+    trains: ClassVar[Literal["adapter", "head", "base", "foreign", "nothing"]] = "adapter"
+    size: ClassVar[str | None] = None  # the config's field that a budget sets, a whole number (None: there is none)
+    spoils_base: ClassVar[bool] = False  # True: the base in memory cannot serve another run afterwards
 
     @abstractmethod
     def trainable(self, config: C, shapes: Shapes) -> int:
@@ -197,9 +243,24 @@ class Method(ABC, Generic[C]):
         """Exact number of adapter scalars once `prepare` has run."""
         return self.trainable(config, shapes)
 
-    def with_budget(self, config: C, rank: int) -> C:
-        """The config at a rank budget; methods without a size return it as it is."""
-        return config
+    def resized(self, config: C, size: int) -> C:
+        """The config with its size set to a whole number."""
+        assert self.size is not None
+        return type(config).model_validate(config.model_dump() | {self.size: size})
+
+    def solve(self, config: C, shapes: Shapes, parameters: int) -> C:
+        """The config whose `trainable` count is nearest to `parameters`: a search over `size`, in which it grows."""
+        from suite.budget import nearest
+
+        return self.resized(config, nearest(lambda size: self.trainable(self.resized(config, size), shapes), parameters))
+
+    def structure(self, config: C) -> Hashable:
+        """What must be equal for runs to share a pack."""
+        return config.target_modules if isinstance(config, AdapterConfig) else None
+
+    def stages(self, config: C, epochs: int) -> int:
+        """Into how many equal parts training is cut; each restarts optimiser and schedule (cascades)."""
+        return 1
 
     def check(self, config: C, shapes: Shapes) -> None:
         """Raise `ValueError` with one sentence when the config cannot be built on these shapes."""
@@ -216,10 +277,10 @@ class Method(ABC, Generic[C]):
         """What `trained` and `peft_config` need of `Preparation.data`, from the report that the record keeps."""
         return None
 
-    def adapter(self, layer: Layer, starts: Sequence[Start]) -> Adapter | None:
-        """The adapter of one layer for the runs of a pack (None: the layer is left alone).
+    def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Adapter | None:
+        """The adapter of one layer, with frozen weight `[out, in]`, for the runs of a pack (None: it is left alone).
 
-        Only called for layers that the config targets. Every run of the pack has the same targets.
+        Only called for layers that the config targets. Every run of the pack has the same `structure`.
         """
         return None
 

@@ -61,7 +61,7 @@ class PackedAdamW:
 
     @torch.no_grad()
     def step(self, losses: Tensor, factor: float) -> Tensor:
-        """One update from the gradients at hand, which are then dropped; returns gradient norms `[runs]`.
+        """One update from the gradients at hand, which stay until `drop_gradients`; returns gradient norms `[runs]`.
 
         `losses [runs]`. A run whose loss or gradient norm is not finite stops for good: its parameters keep their
         last values, whatever its neighbours do.
@@ -90,8 +90,18 @@ class PackedAdamW:
             if recipe.weight_decay:
                 p.mul_(1 - rate * recipe.weight_decay)
             p.sub_(rate * (m / correction1) / denominator)
-            parameter.grad = None
         return norms
+
+    def drop_gradients(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def restart(self) -> None:
+        """Forget both moments and the step count, as a fresh optimiser; runs that have stopped stay stopped."""
+        for moment in (*self.m, *self.v):
+            moment.zero_()
+        self.steps = 0
 
     def _rows(self, tensor: Tensor | None) -> Tensor:
         assert tensor is not None

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.method import Adapter, Layer, Method, Shapes, Start, seeded
+from suite.bases import adaptable, weight_of
+from suite.method import Adapter, Layer, Method, Shapes, Start, WholeAdapter, seeded
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -28,27 +29,30 @@ class AdaptedLinear(nn.Module):
     The adapter computes in its own wide type, whatever the base's: bfloat16 does not show a step of training.
     """
 
-    def __init__(self, base: nn.Linear, adapter: Adapter, runs: int) -> None:
+    def __init__(self, base: nn.Module, adapter: Adapter, runs: int) -> None:
         super().__init__()
         self.base = base
         self.adapter = adapter
         self.runs = runs
-        self.wide = wide(base.weight.dtype)
+        self.wide = wide(weight_of(base).dtype)
 
     @property
     def weight(self) -> Tensor:
-        return self.base.weight
+        return self.base.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        return self.base.bias
+        return self.base.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.linear(x, self.base.weight)
-        per_run = self.adapter(x.reshape(self.runs, -1, x.shape[-1]).to(self.wide),
-                               y.reshape(self.runs, -1, y.shape[-1]).to(self.wide))
-        y = per_run.reshape(y.shape).to(y.dtype)
-        return y if self.base.bias is None else y + self.base.bias
+        per_run = x.reshape(self.runs, -1, x.shape[-1])
+        if isinstance(self.adapter, WholeAdapter):
+            adapted = self.adapter.whole(per_run.to(self.wide))
+        else:
+            y = nn.functional.linear(per_run, weight_of(self.base))
+            adapted = self.adapter(per_run.to(self.wide), y.to(self.wide))
+        y = adapted.reshape(*x.shape[:-1], adapted.shape[-1]).to(x.dtype)
+        return y if self.bias is None else y + self.bias
 
 
 class Head(nn.Module):
@@ -80,18 +84,20 @@ class Packed:
 
     def __init__(self, model: nn.Module, method: Method[Any], shapes: Shapes, starts: Sequence[Start],
                  head: Head | None = None) -> None:
-        self.model = model
+        self.model = model if method.trains != "foreign" else starts[0].prepared
         self.method = method
+        self.shapes = shapes
+        self.starts = list(starts)
         self.runs = len(starts)
         self.head = head
         self.adapters: dict[str, Adapter] = {}
         self._wrapped: dict[str, AdaptedLinear] = {}
         weight = next(model.parameters())
         place = (weight.device, wide(weight.dtype))
+        if len({method.structure(start.config) for start in starts}) > 1:
+            raise ValueError("the runs of a pack differ in more than a pack can hold (adapted layers, stages ...)")
         targets = method.targets(starts[0].config, shapes)
-        if any(method.targets(start.config, shapes) != targets for start in starts[1:]):
-            raise ValueError("the runs of a pack adapt different layers")
-        made = [(layer, method.adapter(layer, starts)) for layer in targets]
+        made = [(layer, method.adapter(layer, self._weight(layer), starts)) for layer in targets]
         for layer, adapter in made:  # only now that all could be made: a failure leaves the base as it was
             if adapter is not None:
                 self._attach(layer, adapter.to(*place))
@@ -100,10 +106,17 @@ class Packed:
         if method.trains == "base":
             model.requires_grad_(True)
 
+        for adapter in self.adapters.values():
+            adapter.siblings = len(self.adapters)
+
+    def _weight(self, layer: Layer) -> Tensor:
+        base = self.model.get_submodule(layer.name)
+        if not adaptable(base):
+            raise TypeError(f"{layer.name} is a {type(base).__name__}, not a linear layer")
+        return weight_of(base).detach()
+
     def _attach(self, layer: Layer, adapter: Adapter) -> None:
         base = self.model.get_submodule(layer.name)
-        if not isinstance(base, nn.Linear):
-            raise TypeError(f"{layer.name} is a {type(base).__name__}, not a linear layer")
         wrapped = AdaptedLinear(base, adapter, self.runs)
         _replace(self.model, layer.name, wrapped)
         self.adapters[layer.name] = adapter
@@ -116,14 +129,40 @@ class Packed:
         self._wrapped.clear()
         self.model.requires_grad_(False)
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether every adapter is a change of W."""
+        return all(adapter.mergeable for adapter in self.adapters.values())
+
+    def see(self, mask: Tensor | None) -> None:
+        """Tell the adapters which positions of the next batch hold tokens, `[runs · batch, length]` (None: all)."""
+        per_run = None if mask is None else mask.reshape(self.runs, -1).bool()
+        for adapter in self.adapters.values():
+            adapter.mask = per_run
+
+    def penalty(self) -> Tensor | None:
+        """Extra loss of each run from the last forward, `[runs]`, averaged over the layers that have one."""
+        found = [p for adapter in self.adapters.values() if (p := adapter.penalty()) is not None]
+        return torch.stack(found).mean(0) if found else None
+
+    def begin(self, stage: int, stages: int) -> None:
+        """A stage of training begins."""
+        for adapter in self.adapters.values():
+            adapter.begin(stage, stages)
+
+    def stepped(self, step: int, steps: int) -> None:
+        """An update has been made; gradients are still at hand."""
+        for adapter in self.adapters.values():
+            adapter.stepped(step, steps)
+
     def parameters(self) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
         """Every trained tensor with its `[runs]` learning-rate ratio (None: 1)."""
         for adapter in self.adapters.values():
             ratios = adapter.lr_ratios()
             for name, parameter in adapter.named_parameters():
                 yield parameter, ratios.get(name)
-        if self.method.trains == "base":
-            yield from ((parameter, None) for parameter in self.model.parameters())
+        if self.method.trains in ("base", "foreign"):
+            yield from ((parameter, None) for _, parameter in self._of_model())
         if self.head is not None and self.method.trains != "nothing":
             yield from ((parameter, None) for parameter in self.head.parameters())
 
@@ -131,8 +170,8 @@ class Packed:
         """One run's trained tensors by full name, without padding (the whole base for full fine-tuning)."""
         tensors = {f"{layer}.{name}": tensor for layer, adapter in self.adapters.items()
                    for name, tensor in adapter.state(run).items()}
-        if self.method.trains == "base":
-            tensors |= {name: parameter.data for name, parameter in self.model.named_parameters()}
+        if self.method.trains in ("base", "foreign"):
+            tensors |= {name: parameter.data for name, parameter in self._of_model()}
         if self.head is not None:
             tensors |= {f"head.{name}": tensor for name, tensor in self.head.state(run).items()}
         return tensors
@@ -142,12 +181,32 @@ class Packed:
         for layer, adapter in self.adapters.items():
             adapter.load(run, {name: tensors[f"{layer}.{name}"] for name in adapter.state(run)})
         with torch.no_grad():
-            if self.method.trains == "base":
-                for name, parameter in self.model.named_parameters():
+            if self.method.trains in ("base", "foreign"):
+                for name, parameter in self._of_model():
                     parameter.copy_(tensors[name])
             if self.head is not None:
                 for name, own in self.head.state(run).items():
                     own.copy_(tensors[f"head.{name}"])
+
+    def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained of the model itself, by name."""
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    @contextmanager
+    def alone(self, run: int) -> Iterator[nn.Module]:
+        """The model as one run of the pack has it, adapters unmerged."""
+        if self.runs == 1:
+            yield self.model
+            return
+        for name, wrapped in self._wrapped.items():
+            _replace(self.model, name, wrapped.base)
+        solo = Packed(self.model, self.method, self.shapes, [self.starts[run]])
+        try:
+            solo.load(run=0, tensors=self.state(run))
+            yield self.model
+        finally:
+            for name, wrapped in self._wrapped.items():
+                _replace(self.model, name, wrapped)
 
     @contextmanager
     def merged(self, run: int) -> Iterator[nn.Module]:
@@ -155,10 +214,11 @@ class Packed:
         originals = {name: wrapped.base for name, wrapped in self._wrapped.items()}
         try:
             for name, base in originals.items():
-                merged = base.weight.double() + self.adapters[name].delta(run).double()
-                plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-                plain.weight = nn.Parameter(merged.to(base.weight.dtype), requires_grad=False)
-                plain.bias = base.bias
+                weight = weight_of(base)
+                merged = weight.double() + self.adapters[name].delta(run).double()
+                plain = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
+                plain.weight = nn.Parameter(merged.to(weight.dtype), requires_grad=False)
+                plain.bias = base.bias  # type: ignore[assignment]
                 _replace(self.model, name, plain)
             yield self.model
         finally:

@@ -6,7 +6,7 @@ Everything here comes from shapes and task sizes; no weights and no data are loa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from suite import bases, records, registry
@@ -169,10 +169,10 @@ def _pack_memory(pack: Sequence[Estimate]) -> float:
 
 def packs(specs: Sequence[RunSpec], size: int, estimates: dict[str, Estimate]) -> list[list[RunSpec]]:
     """Group runs that may train together into packs of at most `size`, dearest base and pack first."""
-    groups: dict[tuple[str, ...], list[RunSpec]] = {}
+    groups: dict[tuple[Hashable, ...], list[RunSpec]] = {}
     for spec in specs:
         alone = size == 1 or not registry.method(spec.method.id).packs
-        groups.setdefault(((spec.id,) if alone else spec.packing_key), []).append(spec)
+        groups.setdefault((spec.id,) if alone else (*spec.packing_key, _structure(spec)), []).append(spec)
     made = [group[i:i + size] for group in groups.values() for i in range(0, len(group), size)]
     by_base: dict[str, float] = {}
     for pack in made:
@@ -273,6 +273,11 @@ def _busy(base: Base, task: Task, shapes: Shapes) -> Sequence[Layer]:
 
 def _items(task: Task, split: str, most: int | None) -> int:
     return min(task.sizes[split], most or task.sizes[split])
+
+
+def _structure(spec: RunSpec) -> Hashable:
+    method = registry.method(spec.method.id)
+    return method.structure(method.Config.model_validate(spec.method.config))
 
 
 def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:

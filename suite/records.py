@@ -33,12 +33,14 @@ class Part(BaseModel):
 
 
 class Score(Part):
-    """One metric on the scored split: `value` in 0..1 over `items`; `stderr` is the binomial standard error."""
+    """One metric on the scored split: `value` in 0..1 over `items`; `stderr` is the binomial standard error. Of a task
+    with parts, the first score is the mean of the parts' and then each part has its own."""
 
     metric: str
     value: float
     items: int
     stderr: float
+    part: str | None = None
 
 
 class Trainable(Part):
@@ -84,10 +86,13 @@ class Throughput(Part):
 
 
 class Memory(Part):
-    """Peak bytes: resident set of the worker process while this pack ran, and of the device (None on CPU)."""
+    """Peak bytes of the worker process while this pack ran (`resident`), of that while it trained (`training`), and what
+    was resident just before training (`idle`); `device` is the GPU's peak (None on CPU)."""
 
     resident: int
     device: int | None = None
+    training: int | None = None
+    idle: int | None = None
 
 
 class Pack(Part):

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 #: Raised whenever the engine's numbers change for the same spec; part of every run's id.
 ENGINE_VERSION = 1
@@ -95,9 +95,50 @@ class MethodRef(Frozen):
 
 
 class Budget(Frozen):
-    """How large the adapter may be. At present a rank (the reference rank for adaptive methods)."""
+    """How many scalars an adapter may train: a rank (of the method, or LoRA's where the method has none), a number
+    (`300k`), a share of the base's parameters (`0.5%`), or as many as a method at a size (`lora@8`). One of them."""
 
-    rank: PositiveInt
+    rank: PositiveInt | None = None
+    params: PositiveInt | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    like: Annotated[str, Field(pattern=r"^[a-z0-9:_-]+@[1-9][0-9]*$")] | None = None
+
+    @field_validator("params", mode="before")
+    @classmethod
+    def _thousands(cls, value: Any) -> Any:
+        units = {"k": 1e3, "m": 1e6, "g": 1e9}
+        if isinstance(value, str) and value[-1:].lower() in units:
+            try:
+                return round(float(value[:-1]) * units[value[-1].lower()])
+            except ValueError:
+                return value
+        return value
+
+    @field_validator("share", mode="before")
+    @classmethod
+    def _percent(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.endswith("%"):
+            try:
+                return float(value[:-1]) / 100
+            except ValueError:
+                return value
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a budget has exactly one of rank, params, share or like (got {', '.join(given) or 'none'})")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The budget in words: `rank 8`, `300,000 parameters`, `0.5 %`, `lora@8`."""
+        if self.rank is not None:
+            return f"rank {self.rank}"
+        if self.params is not None:
+            return f"{self.params:,} parameters"
+        return f"{100 * self.share:g} %" if self.share is not None else str(self.like)
 
 
 class RunSpec(Frozen):
@@ -114,22 +155,20 @@ class RunSpec(Frozen):
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the SHA-256 of the canonical JSON of this spec."""
-        return digest(self.model_dump(mode="json"))[:12]
+        """Twelve hex digits of the SHA-256 of the canonical JSON of this spec. How its budget was worded is left out: what
+        the budget led to stands in the method's config."""
+        return digest(self.model_dump(mode="json", exclude={"budget"}))[:12]
 
     @property
     def packing_key(self) -> tuple[str, ...]:
-        """Runs with equal keys share a base, a task, a method and a step structure, and may ride in one pack.
-
-        What may differ inside a pack: the method's config (rank, alpha ...; not which layers it adapts),
-        learning rate and seed.
+        """Runs with equal keys, and equal `Method.structure`, may ride in one pack: they share base, task, method and
+        steps. What may differ inside a pack: the method's config (rank, alpha ...), learning rate and seed.
         """
         recipe = self.recipe.model_copy(update={"learning_rate": 1.0})
         return (
             self.base.model_dump_json(),
             self.task.model_dump_json(),
             self.method.id,
-            json.dumps(self.method.config.get("target_modules")),
             recipe.model_dump_json(),
             self.evaluation.model_dump_json(),
         )

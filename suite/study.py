@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from suite import bases, paths, published, registry, yamlfile
+from suite.budget import fit
 from suite.errors import UserError, one_of
 from suite.specs import (
     BaseRef,
@@ -197,15 +198,9 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                     row = study.rows[row_id]
                     where = f"study {study.id}, scales.{scale}.tables.{table_id}, row {row_id}"
                     method, config = resolve_method(row, table.options.get(row.method, {}), where)
-                    sized = _sized(method, config, budget, where)
-                    has_size = sized != config or "rank" in type(config).model_fields
-                    if not has_size and position > 0:
+                    if method.size is None and position > 0:
                         continue
-                    shapes = bases.shapes(base, task)
-                    try:
-                        method.check(sized, shapes)
-                    except ValueError as error:
-                        raise UserError(f"{where}, base {base.id}: {error}") from None
+                    sized = _sized(method, config, budget, bases.shapes(base, task), f"{where}, base {base.id}")
                     rate = table.learning_rates.get(row_id, table.recipe.learning_rate)
                     for seed in table.seeds if method.trains != "nothing" else table.seeds[:1]:
                         yield Cell(table_id, row_id, RunSpec(
@@ -213,21 +208,24 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                             task=TaskRef(id=task.id, version=task.version, train=table.items(task.id), test=table.test),
                             method=MethodRef(id=method.id, version=method.version,
                                              config=sized.model_dump(mode="json")),
-                            budget=budget if has_size else None,
+                            budget=budget if method.size is not None else None,
                             recipe=table.recipe.model_copy(update={"learning_rate": rate}),
                             evaluation=table.evaluation,
                             seed=seed,
                         ))
 
 
-def _sized(method: Any, config: Any, budget: Budget, where: str) -> Any:
-    """The config at a budget, checked anew: what fits the default rank need not fit another."""
-    options = method.with_budget(config, budget.rank).model_dump()
+def _sized(method: Any, config: Any, budget: Budget, shapes: Any, where: str) -> Any:
+    """The config at a budget, checked against the layers: what fits one budget need not fit another."""
     try:
-        return method.Config.model_validate(options)
+        sized = fit(method, config, budget, shapes)
+        method.check(sized, shapes)
     except ValidationError as error:
-        problem = yamlfile.explain(error, options, method.Config)
-        raise UserError(f"{where}: options of {method.id} at rank {budget.rank}: {problem}") from None
+        problem = yamlfile.explain(error, config.model_dump(), method.Config)
+        raise UserError(f"{where}: options of {method.id} at {budget.label}: {problem}") from None
+    except (UserError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
+    return sized
 
 
 def _check_names(study: Study, path: Path) -> None:

@@ -118,7 +118,7 @@ def status(found: Study, cells: Sequence[Cell]) -> list[RunState]:
     states = []
     for cell in cells:
         record = known.get(cell.spec.id)
-        state = record.status if record else "missing"
+        state: str = record.status if record else "missing"
         if (record is None or record.status == "failed") and _claimed(cell.spec.id):
             state = "running"
         label = f"{found.rows[cell.row].label} on {cell.spec.task.id}, seed {cell.spec.seed}"

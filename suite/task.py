@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-Kind = Literal["classification", "generation"]
+Kind = Literal["classification", "generation", "choice"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Item:
 
     Classification: `text` (and `pair`) with an integer `label`. Generation: `text` is the prompt and `target`
     the string to be produced. An encoder reads `text` and `pair`; a text-to-text base reads `Task.prompt` and
-    writes `Task.answer`.
+    writes `Task.answer`. Choice: `text` is the prompt, `choices` the continuations that are ranked by their
+    likelihood, `label` the right one and `target` its continuation. `part` names the part of a task that has several.
     """
 
     id: str
@@ -25,6 +26,8 @@ class Item:
     pair: str | None = None
     label: int | None = None
     target: str | None = None
+    choices: tuple[str, ...] = ()
+    part: str | None = None
 
 
 @dataclass(frozen=True)

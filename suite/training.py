@@ -13,7 +13,7 @@ from torch import Tensor
 from suite import optimiser
 from suite.batches import Batch, EncodedSet, collate, training_order
 from suite.packing import Packed
-from suite.specs import RunSpec
+from suite.specs import Recipe, RunSpec
 
 #: Steps between two looks at the device: the only moments at which the host waits for it.
 REPORT_EVERY = 10
@@ -42,7 +42,7 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
     recipe = specs[0].recipe
     orders = [training_order(data, recipe.batch_size, recipe.epochs, spec.seed) for spec in specs]
     steps = len(orders[0])
-    factors = optimiser.schedule(recipe, steps)
+    starts, factors = _stages(packed, specs[0], recipe, steps)
     adamw = optimiser.PackedAdamW(packed.parameters(), len(specs), [s.recipe.learning_rate for s in specs], recipe)
     losses = torch.zeros(steps, len(specs), device=adamw.device, dtype=adamw.rates.dtype)
     norms = torch.zeros_like(losses)
@@ -51,12 +51,19 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
     started = time.perf_counter()
 
     for step in range(steps):
+        if step in starts:
+            packed.begin(starts.index(step), len(starts))
+            adamw.restart()
         batch = collate(data, [order[step] for order in orders], adamw.device)
+        packed.see(batch.mask)
         loss = loss_of(batch)
-        loss.sum().backward()
+        penalty = packed.penalty()
+        (loss.sum() if penalty is None else (loss + penalty).sum()).backward()
         losses[step] = loss.detach()
         lived[step] = adamw.alive
         norms[step] = adamw.step(losses[step], float(factors[step]))
+        packed.stepped(step, steps)
+        adamw.drop_gradients()
         real += batch.real
         positions += batch.positions
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
@@ -64,9 +71,19 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
             if not bool(adamw.alive.any()):
                 break
 
+    packed.see(None)
     alive = adamw.alive.tolist()
     losses, norms = (curve.masked_fill(~lived, math.nan).cpu() for curve in (losses, norms))
     rates = factors[:, None] * torch.tensor([s.recipe.learning_rate for s in specs], dtype=factors.dtype)
     tokens = [sum(len(data.items[i].tokens) for batch in order[:taken] for i in batch)
               for order, taken in zip(orders, lived.sum(0).tolist(), strict=True)]
     return Trained(losses, norms, rates, alive, time.perf_counter() - started, tokens, 1 - real / positions)
+
+
+def _stages(packed: Packed, spec: RunSpec, recipe: Recipe, steps: int) -> tuple[list[int], Tensor]:
+    """The first step of each stage, and the factor on the learning rate at every step: a schedule per stage."""
+    method = packed.method
+    count = min(steps, method.stages(method.Config.model_validate(spec.method.config), recipe.epochs))
+    starts = [steps * stage // count for stage in range(count)]
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], steps], strict=True)]
+    return starts, torch.cat([optimiser.schedule(recipe, length) for length in lengths])

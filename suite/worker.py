@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from suite import bases, data, environment, gradients, metrics, objectives, records, registry
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
-from suite.generation import evaluate_generation
+from suite.generation import evaluate_text
 from suite.method import Context, GradientRequest, Method, Preparation, Shapes, Start
 from suite.packing import Head, Packed
 from suite.records import Data, Memory, Pack, Record, Score, Throughput, Timings, Trainable
 from suite.specs import ENGINE_VERSION, RunSpec, TaskRef, digest
-from suite.task import Task, TaskData
+from suite.task import Item, Task, TaskData
 from suite.training import Trained, train
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
@@ -34,7 +35,7 @@ Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 class Outcome:
     """What evaluation says of one run."""
 
-    score: Score
+    scores: list[Score]
     predictions: pd.DataFrame
     decode: dict[str, Any] | None = None
 
@@ -76,7 +77,7 @@ class Worker:
             return [records.save(Record(id=spec.id, spec=spec, status="skipped", reason=reason, started=clock.began,
                                         finished=_now(), environment=self.environment)) for spec in specs]
 
-        with environment.PeakMemory(self.device.type) as memory:
+        with environment.PeakMemory(self.device.type) as before:
             progress("load", 0, 1)
             loaded = self._base(first.base.id, first.recipe.precision)
             items = data.load(first.task)
@@ -92,21 +93,26 @@ class Worker:
                       for config, spec, preparation in zip(configs, specs, prepared, strict=True)]
             packed = Packed(loaded.model, method, shapes, starts, self._head(loaded, task, len(specs)))
             clock.phase("prepare")
-            try:
-                trained = None
+        try:
+            trained = None
+            idle = environment.resident()
+            with environment.PeakMemory(self.device.type) as during:
                 if method.trains != "nothing":
                     trained = train(packed, specs, train_set, self._loss(packed, task),
                                     lambda done, total: progress("train", done, total))
-                clock.phase("train")
-                progress("evaluate", 0, 1)
-                with torch.no_grad():
-                    outcomes = self._evaluate(packed, loaded, items, specs)
-                clock.phase("evaluate")
-                states = [self._state(packed, run) for run in range(len(specs))]
-            finally:
-                packed.detach()
-                if method.trains == "base":
-                    self._forget()
+            clock.phase("train")
+            progress("evaluate", 0, 1)
+            with environment.PeakMemory(self.device.type) as after, torch.no_grad():
+                outcomes = self._evaluate(packed, loaded, items, specs)
+            clock.phase("evaluate")
+            states = [self._state(packed, run) for run in range(len(specs))]
+        finally:
+            packed.detach()
+            if method.trains in ("base", "foreign") or method.spoils_base:
+                self._forget()
+        peaks = [before, during, after]
+        memory = Memory(resident=max(peak.resident for peak in peaks), training=during.resident, idle=idle,
+                        device=max((peak.device for peak in peaks if peak.device is not None), default=None))
         clock.phase("save")
 
         results = []
@@ -121,14 +127,14 @@ class Worker:
                     spec=spec,
                     status="diverged" if diverged else "finished",
                     reason="loss or gradient norm stopped being finite" if diverged else "",
-                    scores=[outcomes[run].score],
+                    scores=outcomes[run].scores,
                     final_loss=_final_loss(trained, run),
                     trainable=Trainable(adapter=adapter, head=head, total=total, share=total / shapes.parameters),
                     data=Data(fingerprint=items.fingerprint, train=len(items.train), test=len(items.test),
                               truncated=train_set.truncated, majority=_majority(items, spec)),
                     timings=clock.shared(len(specs)),
                     throughput=_throughput(trained, run),
-                    memory=Memory(resident=memory.resident, device=memory.device),
+                    memory=memory,
                     pack=Pack(size=len(specs), position=run),
                     decode=outcomes[run].decode,
                     prepare=prepared[run].report,
@@ -157,7 +163,7 @@ class Worker:
     def _encode(self, loaded: bases.LoadedBase, items: TaskData, ref: TaskRef, split: str, length: int) -> EncodedSet:
         key = digest([loaded.base.id, ref.model_dump(), split, length])
         if key not in self._encoded:
-            generation = items.task.kind == "generation"
+            generation = items.task.kind != "classification"
             self._encoded[key] = encode(loaded.tokenizer, getattr(items, split), length, generation)
         return self._encoded[key]
 
@@ -182,27 +188,34 @@ class Worker:
 
         return method.prepare(config, Context(
             shapes=shapes,
-            weight=lambda name: loaded.model.get_submodule(name).weight,
+            weight=lambda name: bases.weight_of(loaded.model.get_submodule(name)),
             gradients=stored,
             seed=spec.seed,
+            model=loaded.model,
+            batches=lambda request: self._batches(request, train_set),
+            loss=self._bare_loss(loaded, items.task),
         ))
+
+    def _batches(self, request: GradientRequest, train_set: EncodedSet) -> Iterator[Batch]:
+        per_epoch = math.ceil(len(train_set) / request.batch_size)
+        order = training_order(train_set, request.batch_size, math.ceil(request.batches / per_epoch),
+                               ("gradients", request.seed))
+        for indices in itertools.islice(order, request.batches):
+            yield collate(train_set, [indices], self.device)
+
+    def _bare_loss(self, loaded: bases.LoadedBase, task: Task) -> Callable[[Any, Batch], Tensor]:
+        """The loss of one run on any form of the base, `[1]`, with the task head as every run starts with it."""
+        head = self._head(loaded, task, 1)
+        if head is not None:
+            head.requires_grad_(False)
+            return lambda model, batch: objectives.classification_loss(model, head, batch)
+        return lambda model, batch: objectives.language_loss(model, 1, batch)
 
     def _estimate(self, request: GradientRequest, folder: Path, loaded: bases.LoadedBase, items: TaskData,
                   train_set: EncodedSet, shapes: Shapes) -> None:
-        per_epoch = math.ceil(len(train_set) / request.batch_size)
-        epochs = math.ceil(request.batches / per_epoch)
-        order = training_order(train_set, request.batch_size, epochs, ("gradients", request.seed))
-        head = self._head(loaded, items.task, 1)
-
-        def losses() -> Iterator[Tensor]:
-            for indices in itertools.islice(order, request.batches):
-                batch = collate(train_set, [indices], self.device)
-                if head is not None:
-                    yield objectives.classification_loss(loaded.model, head.requires_grad_(False), batch).sum()
-                else:
-                    yield objectives.language_loss(loaded.model, 1, batch).sum()
-
-        gradients.estimate(loaded.model, shapes.layers, losses(), folder)
+        loss = self._bare_loss(loaded, items.task)
+        losses = (loss(loaded.model, batch).sum() for batch in self._batches(request, train_set))
+        gradients.estimate(loaded.model, shapes.layers, losses, folder)
 
     def _evaluate(self, packed: Packed, loaded: bases.LoadedBase, items: TaskData,
                   specs: Sequence[RunSpec]) -> list[Outcome]:
@@ -210,14 +223,12 @@ class Worker:
         task = items.task
         scored = items.test if evaluation.split == "test" else items.validation
         if packed.head is None:
-            assert evaluation.decode is not None
             outcomes = []
             for run in range(packed.runs):
-                with packed.merged(run) as model:
-                    result = evaluate_generation(model, loaded.tokenizer, task, scored, evaluation.decode,
-                                                 evaluation.batch_size)
-                outcomes.append(Outcome(_score(task.metric, result.value, len(scored)), result.predictions,
-                                        result.decode))
+                with packed.merged(run) if packed.mergeable else packed.alone(run) as model:
+                    result = evaluate_text(model, loaded.tokenizer, task, scored, evaluation.decode,
+                                           evaluation.batch_size)
+                outcomes.append(Outcome(_scores(task, scored, result.predictions), result.predictions, result.decode))
             return outcomes
 
         encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
@@ -231,7 +242,7 @@ class Worker:
             own = predicted[run].tolist()
             table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected, "predicted": own})
             table["correct"] = table["expected"] == table["predicted"]
-            outcomes.append(Outcome(_score(task.metric, metrics.compute(task.metric, own, expected), len(scored)), table))
+            outcomes.append(Outcome(_scores(task, scored, table), table))
         return outcomes
 
     def _state(self, packed: Packed, run: int) -> dict[str, Tensor] | None:
@@ -259,16 +270,33 @@ class _Clock:
         return Timings(**{name: seconds / runs for name, seconds in self.seconds.items()})
 
 
-def _score(metric: str, value: float, items: int) -> Score:
-    return Score(metric=metric, value=value, items=items, stderr=math.sqrt(value * (1 - value) / items))
+def _scores(task: Task, items: Sequence[Item], table: pd.DataFrame) -> list[Score]:
+    """The task's score, then one for each of its parts. Of a task with parts, the first is the mean of theirs."""
+    parts = list(dict.fromkeys(item.part for item in items))
+    rows = {part: table[[item.part == part for item in items]] for part in parts}
+    each = [_score(task, part, rows[part]) for part in parts]
+    if parts == [None]:
+        return each
+    mean = sum(score.value for score in each) / len(each)
+    error = math.sqrt(sum(score.stderr**2 for score in each)) / len(each)
+    return [Score(metric=task.metric, value=mean, items=len(items), stderr=error), *each]
+
+
+def _score(task: Task, part: str | None, table: pd.DataFrame) -> Score:
+    if task.kind == "classification":
+        value = metrics.compute(task.metric, table["predicted"].tolist(), table["expected"].tolist())
+    else:
+        value = float(table["correct"].mean())
+    return Score(metric=task.metric, value=value, items=len(table), part=part,
+                 stderr=math.sqrt(value * (1 - value) / len(table)))
 
 
 def _majority(items: TaskData, spec: RunSpec) -> float | None:
-    if items.task.kind != "classification":
+    if items.task.kind == "generation":
         return None
     scored = items.test if spec.evaluation.split == "test" else items.validation
-    counts = [sum(item.label == label for item in scored) for label in range(len(items.task.labels))]
-    return max(counts) / len(scored)
+    counts = Counter(item.label for item in scored)
+    return max(counts.values()) / len(scored)
 
 
 def _final_loss(trained: Trained | None, run: int) -> float | None:

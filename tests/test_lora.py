@@ -113,7 +113,7 @@ def test_a_depends_on_seed_and_layer_and_larger_ranks_extend_smaller_ones() -> N
 @pytest.mark.parametrize(("name", "scale"), [("lora", 4.0), ("rslora", 8.0), ("lora-plus", 4.0)])
 def test_scale_is_alpha_over_rank_or_over_its_root(name: str, scale: float) -> None:
     method = registry.method(name)
-    adapter = method.adapter(SHAPES.layers[0], [Start(method.Config(rank=4, alpha=16), 0)])
+    adapter = method.adapter(SHAPES.layers[0], torch.zeros(1), [Start(method.Config(rank=4, alpha=16), 0)])
     assert isinstance(adapter, LowRank)
     assert float(adapter.scale) == scale
 

@@ -80,14 +80,28 @@ def test_float32_stays_within_rounding_of_float64() -> None:
         torch.testing.assert_close(single, double, rtol=0, atol=2e-5)
 
 
-def test_gradients_are_dropped_and_a_parameter_without_one_is_left_alone_as_in_torch() -> None:
+def test_gradients_stay_until_dropped_and_a_parameter_without_one_is_left_alone_as_in_torch() -> None:
     ours = parameters()
     before = ours[1].detach().clone()
     packed = PackedAdamW([(p, None) for p in ours], RUNS, RATES, Recipe(learning_rate=1.0, weight_decay=0.1))
     ours[0].grad = gradients(0)[0]
     packed.step(torch.ones(RUNS), 1.0)
+    assert ours[0].grad is not None
+    packed.drop_gradients()
     assert all(p.grad is None for p in ours)
     assert torch.equal(ours[1], before)
+
+
+def test_a_restart_is_a_fresh_optimiser_on_the_same_parameters() -> None:
+    ours = parameters()
+    packed = PackedAdamW([(p, None) for p in ours], RUNS, RATES, Recipe(learning_rate=1.0))
+    step(packed, gradients(0))
+    packed.drop_gradients()
+    packed.restart()
+    fresh = [nn.Parameter(p.detach().clone()) for p in ours]
+    step(packed, gradients(1))
+    step(PackedAdamW([(p, None) for p in fresh], RUNS, RATES, Recipe(learning_rate=1.0)), gradients(1))
+    assert all(torch.equal(a, b) for a, b in zip(packed.parameters, fresh, strict=True))
 
 
 def test_a_solo_run_needs_no_run_axis() -> None:

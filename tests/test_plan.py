@@ -12,7 +12,7 @@ import transformers
 
 from suite import bases, plan, records, registry, study
 from suite.batches import Encoded, EncodedSet, collate
-from suite.method import Layer, Shapes, Start
+from suite.method import Shapes, Start
 from suite.objectives import language_loss
 from suite.packing import Packed
 from suite.plan import MACHINES, Estimate, Plan, PlannedRun, estimate
@@ -172,7 +172,7 @@ def kept_by_autograd(dtype: torch.dtype, targets: Any) -> tuple[float, int, int]
         num_key_value_heads=1,
     )
     model: Any = transformers.LlamaForCausalLM(config).to(dtype).requires_grad_(False).eval()
-    layers = tuple(Layer(n, m.in_features, m.out_features) for n, m in bases.linear_layers(model).items())
+    layers = tuple(bases.layer_of(n, m) for n, m in bases.linear_layers(model).items())
     method = registry.method("lora")
     start = Start(method.Config(target_modules=targets), 0)
     Packed(model, method, Shapes(layers, 0), [start])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from suite import bases, gradients, objectives
 from suite.batches import Batch, Encoded, EncodedSet, collate, training_order
-from suite.method import Context, GradientRequest, Layer, Method, Shapes, Start
+from suite.method import Context, GradientRequest, Method, Shapes, Start
 from suite.packing import Head, Packed
 from suite.specs import BaseRef, Budget, Decode, Evaluation, MethodRef, Recipe, RunSpec, TaskRef, digest
 from suite.training import Trained, train
@@ -89,15 +89,22 @@ class Tiny:
                 gradients.estimate(self.model, self.shapes.layers, self.losses(request), place)
             return gradients.StoredGradients(place)
 
-        return Context(self.shapes, lambda name: self.model.get_submodule(name).weight, stored, seed)
-
-    def losses(self, request: GradientRequest) -> Iterator[Tensor]:
-        """One loss per batch of the request, on the bare base, made lazily."""
         head = self.head()
+        weight = lambda name: bases.weight_of(self.model.get_submodule(name))  # noqa: E731
+        return Context(self.shapes, weight, stored, seed, self.model, self.batches,
+                       lambda model, batch: self.loss(model, head, 1)(batch))
+
+    def batches(self, request: GradientRequest) -> Iterator[Batch]:
+        """The training batches of a request."""
         epochs = math.ceil(request.batches * request.batch_size / len(self.data)) + 1
         order = training_order(self.data, request.batch_size, epochs, ("gradients", request.seed))
         for indices in itertools.islice(order, request.batches):
-            yield self.loss(self.model, head, 1)(collate(self.data, [indices], CPU)).sum()
+            yield collate(self.data, [indices], CPU)
+
+    def losses(self, request: GradientRequest) -> Iterator[Tensor]:
+        """One loss per batch of the request, on the bare base, made lazily."""
+        loss = self.loss(self.model, self.head(), 1)
+        return (loss(batch).sum() for batch in self.batches(request))
 
     def pack(self, method: Method[Any], starts: Sequence[Start]) -> Packed:
         return Packed(self.model, method, self.shapes, starts, self.head(len(starts)))
@@ -151,7 +158,7 @@ def build(arch: str, dtype: torch.dtype = torch.float64) -> Tiny:
     if dtype == torch.float64:
         _keep_float64(model)
     model.to(dtype).requires_grad_(False).eval()
-    layers = tuple(Layer(n, m.in_features, m.out_features) for n, m in bases.linear_layers(model).items())
+    layers = tuple(bases.layer_of(n, m) for n, m in bases.linear_layers(model).items())
     size = sum(p.numel() for p in model.parameters())
     shapes = Shapes(layers, size, head=CLASSES * (WIDTH + 1) if kind == "encoder" else 0)
     return Tiny(arch, kind, model, shapes, data(generation=kind != "encoder"))
