@@ -54,11 +54,11 @@ def table_sentences(table: StudyTable) -> list[str]:
     if not scored:
         return ["No row has a complete result yet."]
     found = [_highest(table, scored)]
-    budgets: dict[int | None, list[Line]] = {}
+    budgets: dict[str, list[Line]] = {}
     for line in table.lines:
-        budgets.setdefault(line.rank if len(table.ranks) > 1 else None, []).append(line)
-    for rank, lines in budgets.items():
-        found += _against_reference(table, lines, rank)
+        budgets.setdefault(line.budget if len(table.budgets) > 1 else "", []).append(line)
+    for budget, lines in budgets.items():
+        found += _against_reference(table, lines, budget)
     found += _cost(table, scored)
     missing = [line.label for line in table.lines if line.key not in scored]
     if missing:
@@ -69,11 +69,11 @@ def table_sentences(table: StudyTable) -> list[str]:
 def setup(study: Study, scale: str, table: StudyTable) -> str:
     """On what, with how much data and by which recipe a table was made."""
     recipe = study.edition(scale).tables[table.id].recipe
-    count = numbers.several(len(table.columns), "task").capitalize()
+    count = numbers.several(len(table.tasks), "task").capitalize()
     seeds = numbers.several(len(table.seeds), "seed").capitalize()
-    ranks = f"Rank{'s' if len(table.ranks) > 1 else ''} {numbers.listing(list(map(str, table.ranks)))}. "
+    budgets = f"Budget{'s' if len(table.budgets) > 1 else ''}: {numbers.listing(list(table.budgets))}. "
     return (f"Base: {base_title(table.base)}. {count}: {_tasks(table)}. {seeds} "
-            f"({', '.join(map(str, table.seeds))}). {ranks if table.ranks else ''}AdamW, "
+            f"({', '.join(map(str, table.seeds))}). {budgets if table.budgets else ''}AdamW, "
             f"{numbers.several(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}, {recipe.schedule} "
             f"schedule; {_rates(study, scale, table)}.")
 
@@ -134,7 +134,8 @@ def base_title(base: str) -> str:
 def _highest(table: StudyTable, scored: dict[str, float]) -> str:
     """The highest score and what is level with it; the reference and the majority class beside it."""
     column = table.headline
-    over = (f"average of {len(table.columns)} tasks" if column == AVERAGE else table.title_of(column))
+    over = (f"average of {len(table.columns)} columns" if len(table.tasks) < len(table.columns)
+            else f"average of {len(table.columns)} tasks") if column == AVERAGE else table.title_of(column)
     best = max(table.lines, key=lambda line: scored.get(line.key, -1.0))
     text = f"Highest ({over}): {best.label}, {numbers.percent(scored[best.key])} %"
     if not table.values[best.key, column].complete:
@@ -152,7 +153,7 @@ def _highest(table: StudyTable, scored: dict[str, float]) -> str:
     return text + "."
 
 
-def _against_reference(table: StudyTable, lines: Sequence[Line], rank: int | None) -> list[str]:
+def _against_reference(table: StudyTable, lines: Sequence[Line], budget: str) -> list[str]:
     """How lines differ from their reference; of several budgets, those of one at a time."""
     above: list[str] = []
     below: list[str] = []
@@ -161,7 +162,7 @@ def _against_reference(table: StudyTable, lines: Sequence[Line], rank: int | Non
     known = [(delta, line) for line in lines
              if (delta := table.differences.get((line.key, table.headline))) is not None]
     for delta, line in sorted(known, key=lambda pair: -pair[0].mean):
-        said = f"{_name(line)} ({numbers.signed(delta.mean)})"
+        said = f"{line.name} ({numbers.signed(delta.mean)})"
         if delta.clear:
             (above if delta.mean > 0 else below).append(said)
         elif delta.interval is not None and delta.interval.excludes_zero:
@@ -171,14 +172,14 @@ def _against_reference(table: StudyTable, lines: Sequence[Line], rank: int | Non
     if not known:
         return []
     reference = table.reference_label
-    if rank is None and len(table.ranks) > 1:
+    if not budget and len(table.budgets) > 1:
         reference = table.reference[known[0][1].key].label
     why = "one seed only" if len(table.seeds) < 2 else "seeds disagree, or only one has run"
     found = [f"{said}: {_some(names)}." for said, names in (
         (f"Clearly above {reference}", above), (f"Clearly below {reference}", below),
         (f"Beyond the noise of the test items, but {why}", weak),
         (f"Not told apart from {reference}", level)) if names]
-    return [f"Rank {rank}. {' '.join(found)}"] if rank is not None else found
+    return [f"At {budget}. {' '.join(found)}"] if budget else found
 
 
 def _cost(table: StudyTable, scored: dict[str, float]) -> list[str]:
@@ -195,11 +196,6 @@ def _cost(table: StudyTable, scored: dict[str, float]) -> list[str]:
     said = [f"{lines[key].label}: {numbers.seconds(times[key])}" for key in shown]
     tail = f" (the longest of {len(times)} rows)" if dearest == shown[-1] and len(times) > 1 else ""
     return [f"Run time. {'; '.join(said)}{tail}."]
-
-
-def _name(line: Line) -> str:
-    """The label without the rank that the sentence names already."""
-    return line.label.removesuffix(f", r = {line.rank}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def differences(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> F
             axis.axvline(0, color=MUTED, linewidth=1)
             for y, line in enumerate(lines):
                 _difference(axis, y, table, line, column, looks[line.row])
-                if y and lines[y - 1].rank != line.rank:
+                if y and lines[y - 1].budget != line.budget:
                     axis.axhline(y - 0.5, color=GRID, linewidth=0.7)
             axis.set_title(table.title_of(column))
             axis.grid(axis="y", visible=False)
@@ -118,27 +118,27 @@ def parameters(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Fi
 
 def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """Training loss per task and budget: mean over seeds, lightly smoothed, the raw mean faint behind it."""
-    curves = {(line.key, column.task): curve for line in table.lines for column in table.columns
-              if (curve := _curve(table.records[line.key], column.task)) is not None}
+    curves = {(line.key, task): curve for line in table.lines for task in table.tasks
+              if (curve := _curve(table.records[line.key], task)) is not None}
     if not curves:
         return None
-    budgets: tuple[int | None, ...] = table.ranks if len(table.ranks) > 1 else (None,)
-    places = [(rank, column) for rank in budgets for column in table.columns]
+    budgets = table.budgets if len(table.budgets) > 1 else ("",)
+    places = [(budget, task) for budget in budgets for task in table.tasks]
     shown = list({line.row: line for line in table.lines
-                  if any((line.key, column.task) in curves for column in table.columns)}.values())
-    across = min(ACROSS, len(table.columns))
+                  if any((line.key, task) in curves for task in table.tasks)}.values())
+    across = min(ACROSS, len(table.tasks))
     down = -(-len(places) // across)
     legend = 0.19 * -(-len(shown) // 4) + 0.1
     with style():
         figure = drawing(7.8 if across > 1 else 5.6, 2.3 * down + legend + 0.25)
         axes = panels(figure, across, down, left=0.65, right=0.12, top=0.3, bottom=0.5 + legend, wide=0.42,
                       high=0.7)
-        for axis, (rank, column) in zip(axes, places, strict=False):
+        for axis, (budget, task) in zip(axes, places, strict=False):
             for line in table.lines:
-                curve = curves.get((line.key, column.task))
-                if curve is not None and (rank is None or line.rank in (None, rank)):
+                curve = curves.get((line.key, task))
+                if curve is not None and (not budget or line.budget in ("", budget)):
                     _loss(axis, curve, looks[line.row])
-            axis.set_title(column.title + (f", r = {rank}" if rank is not None else ""))
+            axis.set_title(table.tasks[task] + (f", {budget}" if budget else ""))
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             if axis.lines:
@@ -152,7 +152,7 @@ def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
         for axis in axes[max(0, len(places) - across):len(places)]:
             axis.set_xlabel("step")
         handles = [Line2D([], [], color=looks[line.row].colour, linestyle=looks[line.row].dash,
-                          label=_row_label(line)) for line in shown]
+                          label=line.name) for line in shown]
         figure.legend(handles=handles, loc="lower center", ncols=min(4, len(shown)), handlelength=1.6,
                       columnspacing=1.4, borderaxespad=0.2)
         return finish(figure, f"{table.id}-loss",
@@ -164,11 +164,11 @@ def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure |
     """The ranks that a row's method chose, block by module kind: a map per task and budget."""
     maps: list[tuple[str, pd.DataFrame]] = []
     for line in table.lines:
-        for column in table.columns if line.row == row else ():
-            ranks = _ranks(table.records[line.key], column.task)
+        for task, title in table.tasks.items() if line.row == row else ():
+            ranks = _ranks(table.records[line.key], task)
             if ranks:
-                title = column.title + (f", r = {line.rank}" if line.label != label else "")
-                maps.append((title, rank_map.grid(ranks)))
+                budget = f", {line.budget}" if len(table.budgets) > 1 else ""
+                maps.append((title + budget, rank_map.grid(ranks)))
     if not maps:
         return None
     values = np.concatenate([grid.to_numpy(dtype=float).ravel() for _, grid in maps])
@@ -244,14 +244,9 @@ def _difference_alt(table: StudyTable, lines: Sequence[Line]) -> str:
             f"{'; '.join(said)}.")
 
 
-def _row_label(line: Line) -> str:
-    """A line's label without the rank."""
-    return line.label.removesuffix(f", r = {line.rank}")
-
-
 def _legend(line: Line, size: float, summary: Summary) -> str:
-    where = f" at r = {line.rank}" if line.label != _row_label(line) else ""
-    return f"{_row_label(line)}  {numbers.percent(summary.mean)}{where}"
+    where = f" at {line.budget}" if line.label != line.name else ""
+    return f"{line.name}  {numbers.percent(summary.mean)}{where}"
 
 
 def _parameters_caption(table: StudyTable, known: Sequence[tuple[Line, float, Summary]],
@@ -260,7 +255,7 @@ def _parameters_caption(table: StudyTable, known: Sequence[tuple[Line, float, Su
     bars = "; bars are one standard deviation over seeds" if spread else "; no spread over seeds is known"
     caption = f"{table.title_of(table.headline)} against trained parameters{bars}."
     if any(len(points) > 1 for points in rows.values()):
-        caption += " Lines join a row's ranks; the legend gives its highest score."
+        caption += " Lines join a row's budgets; the legend gives its highest score."
     caption += " Equal sizes are drawn a little apart."
     missing = [line.label for line in table.lines if line.key not in {found.key for found, _, _ in known}]
     return caption + (f" No complete result yet: {numbers.listing(missing)}." if missing else "")
@@ -276,11 +271,11 @@ def _parameters_alt(table: StudyTable, trained: Sequence[tuple[Line, float, Summ
 def _losses_alt(table: StudyTable, curves: Mapping[tuple[str, str], pd.Series]) -> str:
     said = []
     for line in table.lines:
-        ends = [float(_smooth(curves[line.key, column.task]).iloc[-1]) for column in table.columns
-                if (line.key, column.task) in curves]
+        ends = [float(_smooth(curves[line.key, task]).iloc[-1]) for task in table.tasks
+                if (line.key, task) in curves]
         if ends:
             said.append(f"{line.label} {' / '.join(f'{end:.3g}' for end in ends)}")
-    tasks = " / ".join(column.title for column in table.columns)
+    tasks = " / ".join(table.tasks.values())
     return f"Training loss over steps, {table.title}. Last values ({tasks}): {'; '.join(said)}."
 
 

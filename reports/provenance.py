@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports import numbers
 from reports.sheets import Entry, Mark, Number, Sheet, entry
-from reports.tables import StudyTable, fate, task_title
+from reports.tables import StudyTable, budget_name, fate, task_title
 from suite import statistics
 from suite.records import Record
 
@@ -79,13 +79,14 @@ def runs(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, 
         mark = [marks[state]] if state in marks else []
         rows.append((
             entry(spec.id, code=True), Entry(study.rows[cell.row].label), Entry(task_title(spec.task.id)),
-            Entry(str(cell.rank) if cell.rank else numbers.DASH), Entry(str(spec.seed)),
+            Entry(budget_name(cell) or numbers.DASH), Entry(str(spec.seed)),
             Entry(f"{spec.recipe.learning_rate:g}"), entry("not run" if state == "missing" else state, *mark),
             Entry(numbers.percent(score.value) if score else numbers.DASH),
         ))
         data.append({
-            "run": spec.id, "table": cell.table, "row": cell.row, "task": spec.task.id, "rank": cell.rank,
-            "seed": spec.seed, "learning_rate": spec.recipe.learning_rate, "status": state,
+            "run": spec.id, "table": cell.table, "row": cell.row, "task": spec.task.id,
+            "budget": budget_name(cell), "rank": cell.rank, "seed": spec.seed,
+            "learning_rate": spec.recipe.learning_rate, "status": state,
             "metric": score.metric if score else None, "score": score.value if score else None,
             "stderr": score.stderr if score else None, "items": score.items if score else None,
             "final_loss": record.final_loss if record else None,
@@ -93,7 +94,7 @@ def runs(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, 
             "seconds": record.timings.total if record else None,
             "command": run_command(study, scale, cell),
         })
-    header = ("Run", "Row", "Task", "Rank", "Seed", "Learning rate", "Status", "Score")
+    header = ("Run", "Row", "Task", "Budget", "Seed", "Learning rate", "Status", "Score")
     return Sheet("runs", "Every planned run", header, tuple(rows), tuple(data), words=frozenset({0, 1, 2, 6}))
 
 
@@ -109,16 +110,17 @@ def failures(study: Study, cells: Sequence[Cell], records: Mapping[str, Record])
         line = told(record.trace)
         rows.append((
             entry(record.id, code=True), Entry(study.rows[cell.row].label),
-            Entry(task_title(cell.spec.task.id)), Entry(str(cell.rank) if cell.rank else numbers.DASH),
+            Entry(task_title(cell.spec.task.id)), Entry(budget_name(cell) or numbers.DASH),
             Entry(str(cell.spec.seed)),
             entry(record.status, "skipped" if record.status == "skipped" else "failed"),
             Entry(why, note=line if line and line not in why else ""),
         ))
-        data.append({"run": record.id, "row": cell.row, "task": cell.spec.task.id, "rank": cell.rank,
-                     "seed": cell.spec.seed, "status": record.status, "reason": why, "trace": line})
+        data.append({"run": record.id, "row": cell.row, "task": cell.spec.task.id,
+                     "budget": budget_name(cell), "rank": cell.rank, "seed": cell.spec.seed,
+                     "status": record.status, "reason": why, "trace": line})
     if not rows:
         return None
-    header = ("Run", "Row", "Task", "Rank", "Seed", "Status", "Why")
+    header = ("Run", "Row", "Task", "Budget", "Seed", "Status", "Why")
     return Sheet("failures", "Failed, diverged or skipped", header, tuple(rows), tuple(data),
                  words=frozenset({0, 1, 2, 5, 6}))
 
@@ -126,10 +128,11 @@ def failures(study: Study, cells: Sequence[Cell], records: Mapping[str, Record])
 def not_run(study: Study, cells: Sequence[Cell], records: Mapping[str, Record]) -> list[str]:
     """Planned runs without a record, gathered: `LoRA on SST-2 (seeds 0, 1)`. None if that is all of them."""
     found: dict[tuple[str, str], list[str]] = {}
-    several = len({cell.rank for cell in cells if cell.rank}) > 1
+    several = len({budget_name(cell) for cell in cells} - {""}) > 1
     for cell in cells if records else ():
         if cell.spec.id not in records:
-            label = study.rows[cell.row].label + (f", r = {cell.rank}" if cell.rank and several else "")
+            budget = budget_name(cell) if several else ""
+            label = study.rows[cell.row].label + (f", {budget}" if budget else "")
             found.setdefault((label, cell.spec.task.id), []).append(str(cell.spec.seed))
     return [f"{label} on {task_title(task)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})"
             for (label, task), seeds in found.items()]
@@ -152,7 +155,7 @@ def data_used(tables: Sequence[StudyTable]) -> Sheet:
             name = Entry(column.title, aside=column.about if column.about != column.title else "")
             if column.test is None:
                 rows.append((name, *(entry(numbers.DASH, "missing", title="not run yet"),) * 6))
-                data.append({"table": table.id, "task": column.task})
+                data.append({"table": table.id, "task": column.id})
                 continue
             coarse = statistics.summarise([0.5], column.test)
             width = (coarse.interval.high - coarse.interval.low) / 2 if coarse and coarse.interval else None
@@ -163,7 +166,7 @@ def data_used(tables: Sequence[StudyTable]) -> Sheet:
                 Entry(numbers.percent(column.majority) if column.majority is not None else numbers.DASH),
                 entry((column.fingerprint or "")[:12], code=True),
             ))
-            data.append({"table": table.id, "task": column.task, "metric": column.metric,
+            data.append({"table": table.id, "task": column.id, "metric": column.metric,
                          "train": column.train, "test": column.test, "truncated": column.truncated,
                          "majority": column.majority, "half_width": width, "fingerprint": column.fingerprint})
     header = ("Task", "Trained on", "Scored on", "Item noise", "Truncated", "Majority", "Fingerprint")

@@ -101,7 +101,8 @@ def _pairs(reference: PublishedRef, table: StudyTable,
     found = []
     for line in table.lines:
         row = source.row(reference.rows[line.row], line.rank) if line.row in reference.rows else None
-        if row is not None and (line.rank is None or row.rank in (None, line.rank)):
+        rankless = line.rank is None and len(table.budgets) <= 1
+        if row is not None and (rankless or not line.budget or row.rank in (None, line.rank)):
             found.append((line, row))
     return found
 
@@ -145,12 +146,11 @@ def _gains(pairs: list[tuple[Line, PublishedRow]], table: StudyTable, columns: t
 def _cells(pairs: list[tuple[Line, PublishedRow]], table: StudyTable,
            columns: tuple[str, ...]) -> Sheet | None:
     """Our score minus the printed one, task by task, where the tasks are the paper's."""
-    tasks = {task: task if task in columns else "" for task in table.column_ids}
-    if table.has_average and all(c in tasks for c in columns if c != AVERAGE):
-        tasks[table.headline] = AVERAGE
+    shown = {c.id: name for c in table.columns if (name := c.part or c.task) in columns}
+    if table.has_average and {*shown.values(), AVERAGE} == set(columns):
+        shown[table.headline] = AVERAGE
     elif len(table.columns) == len(columns) == 1:
-        tasks[table.headline] = columns[0]
-    shown = {task: column for task, column in tasks.items() if column in columns}
+        shown = {table.headline: columns[0]}
     rows, data = [], []
     for line, row in pairs:
         items = []

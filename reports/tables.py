@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pandas as pd
 
+from reports import numbers
 from suite import registry, statistics
 from suite.records import Record
 from suite.statistics import Difference, Outcomes, Summary
@@ -32,26 +33,32 @@ LONGEST_TITLE = 22
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: a row of the study at one budget. `label` names the rank if there are several."""
+    """One line of a table: a row of the study at one budget (empty: it has no size).
+
+    `label` is the row's name, and the budget's where there are several.
+    """
 
     row: str
-    rank: int | None
+    name: str
     label: str
-    method: str
+    budget: str = ""
+    rank: int | None = None
 
     @property
     def key(self) -> str:
-        return self.row if self.rank is None else f"{self.row}@{self.rank}"
+        return f"{self.row}@{self.rank or self.budget}" if self.budget else self.row
 
 
 @dataclass(frozen=True)
 class Column:
-    """One task of a table, with what its runs say about the data. None where no run has told yet.
+    """One task of a table, or one part of it, with what its runs say about the data; None where none has yet.
 
     `title` is short enough to head a column; `about` is what the task calls itself.
     """
 
+    id: str
     task: str
+    part: str | None
     title: str
     about: str
     metric: str | None = None
@@ -108,7 +115,7 @@ class Size:
 class StudyTable:
     """A measured table. `values` and `differences` are keyed by line and column.
 
-    The column `AVERAGE` exists when there are several tasks with one metric.
+    The column `AVERAGE` exists when there are several columns with one metric.
     """
 
     id: str
@@ -131,7 +138,12 @@ class StudyTable:
     @property
     def column_ids(self) -> tuple[str, ...]:
         """Ids of the columns in order, the average last."""
-        return tuple(c.task for c in self.columns) + ((AVERAGE,) if self.has_average else ())
+        return tuple(c.id for c in self.columns) + ((AVERAGE,) if self.has_average else ())
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """Titles of the tasks by id: fewer than columns where tasks have parts."""
+        return {column.task: task_title(column.task) for column in self.columns}
 
     @property
     def headline(self) -> str:
@@ -139,23 +151,22 @@ class StudyTable:
         return self.column_ids[-1]
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """The budgets, smallest first."""
-        return tuple(sorted({line.rank for line in self.lines if line.rank is not None}))
+    def budgets(self) -> tuple[str, ...]:
+        """Names of the budgets, in the order of the study."""
+        return tuple(dict.fromkeys(line.budget for line in self.lines if line.budget))
 
     def title_of(self, column: str) -> str:
         if column == AVERAGE:
             return "Average"
-        return next(c.title for c in self.columns if c.task == column)
+        return next(c.title for c in self.columns if c.id == column)
 
     def is_reference(self, line: Line) -> bool:
         return self.reference[line.key].key == line.key
 
     @property
     def reference_label(self) -> str:
-        """Name of the reference row, without a rank."""
-        labels = {line.label for line in self.reference.values()}
-        return min(labels, key=len) if len(labels) == 1 else min(labels, key=len).split(", r = ")[0]
+        """Name of the reference row, without a budget."""
+        return next(iter(self.reference.values())).name
 
 
 def measure(study: Study, scale: str, cells: Sequence[Cell],
@@ -167,6 +178,18 @@ def measure(study: Study, scale: str, cells: Sequence[Cell],
         planned.setdefault(cell.table, []).append(cell)
     return [_Builder(study, scale, table_id, planned[table_id], records).build()
             for table_id in tables if table_id in planned]
+
+
+def budget_name(cell: Cell) -> str:
+    """A cell's budget as a label has it: `r = 8`, `300 k`, `0.5 %`, `lora@8`. Empty when it has none."""
+    budget = cell.spec.budget
+    if budget is None:
+        return ""
+    if budget.rank is not None:
+        return f"r = {budget.rank}"
+    if budget.params is not None:
+        return numbers.short(budget.params)
+    return numbers.share(budget.share) if budget.share is not None else str(budget.like)
 
 
 def fate(record: Record | None) -> Fate:
@@ -203,21 +226,26 @@ class _Builder:
         self.study, self.id, self.cells, self.records = study, table_id, cells, records
         self.table = study.edition(scale).tables[table_id]
         self.broken: list[str] = []
+        self.several = len({budget_name(cell) for cell in cells} - {""}) > 1
         self.lines = self._lines()
         self.tasks = list(dict.fromkeys(cell.spec.task.id for cell in cells))
         self.by_place: dict[tuple[str, str], list[Cell]] = {}
         for cell in cells:
-            self.by_place.setdefault((self._line_key(cell), cell.spec.task.id), []).append(cell)
+            self.by_place.setdefault((self._line(cell).key, cell.spec.task.id), []).append(cell)
+        self.columns: dict[str, Column] = {}
         self.values: dict[tuple[str, str], Value] = {}
         self.outcomes: dict[tuple[str, str], dict[int, Outcomes]] = {}
 
     def build(self) -> StudyTable:
-        columns = tuple(self._column(task) for task in self.tasks)
+        columns = tuple(column for task in self.tasks for column in self._columns(task))
+        self.columns = {column.id: column for column in columns}
         reference = {line.key: self._reference(line) for line in self.lines}
-        self.values = {(line.key, task): self._value(line, task)
-                       for line in self.lines for task in self.tasks}
-        self.outcomes = {place: self._outcomes(place) for place in self.values}
-        column_ids = list(self.tasks)
+        self.values = {(line.key, column.id): self._value(line, column)
+                       for line in self.lines for column in columns}
+        for line in self.lines:
+            for task in self.tasks:
+                self._read_outcomes(line, task)
+        column_ids = list(self.columns)
         if len(columns) > 1 and len({c.metric for c in columns if c.metric}) <= 1:
             self.values |= {(line.key, AVERAGE): self._average(line) for line in self.lines}
             column_ids.append(AVERAGE)
@@ -237,58 +265,63 @@ class _Builder:
             broken=tuple(self.broken),
         )
 
-    def _line_key(self, cell: Cell) -> str:
-        return cell.row if cell.rank is None else f"{cell.row}@{cell.rank}"
+    def _line(self, cell: Cell) -> Line:
+        name, budget = self.study.rows[cell.row].label, budget_name(cell)
+        label = f"{name}, {budget}" if budget and self.several else name
+        return Line(cell.row, name, label, budget, cell.rank)
 
     def _lines(self) -> tuple[Line, ...]:
-        found: dict[str, Line] = {}
-        several = len({cell.rank for cell in self.cells if cell.rank is not None}) > 1
-        for cell in self.cells:
-            label = self.study.rows[cell.row].label
-            if several and cell.rank is not None:
-                label = f"{label}, r = {cell.rank}"
-            line = Line(cell.row, cell.rank, label, cell.spec.method.id)
-            found.setdefault(line.key, line)
-        order = list(self.table.rows)
-        return tuple(sorted(found.values(), key=lambda line: (line.rank or 0, order.index(line.row))))
+        """Those without a budget first, then budget by budget, each in the order of the study's rows."""
+        found = {line.key: line for line in map(self._line, self.cells)}
+        rows = list(self.table.rows)
+        budgets = list(dict.fromkeys(["", *map(budget_name, self.cells)]))
+        return tuple(sorted(found.values(), key=lambda x: (budgets.index(x.budget), rows.index(x.row))))
 
     def _reference(self, line: Line) -> Line:
-        """The reference row at the line's own budget; for lines without one, at the largest."""
+        """The reference row at the line's own budget; for lines without one, at the last."""
         same = [x for x in self.lines if x.row == self.table.reference]
         if not same:  # a plan cut by --only may lack it
-            return Line(self.table.reference, line.rank, self.study.rows[self.table.reference].label, "")
-        return next((x for x in same if x.rank == line.rank), same[-1])
+            name = self.study.rows[self.table.reference].label
+            return Line(self.table.reference, name, name, line.budget, line.rank)
+        return next((x for x in same if x.budget == line.budget), same[-1])
 
     def _records(self, key: str, task: str | None = None) -> list[Record]:
         cells = [cell for (line, of), found in self.by_place.items() if line == key and task in (None, of)
                  for cell in found]
         return [self.records[c.spec.id] for c in cells if c.spec.id in self.records]
 
-    def _column(self, task: str) -> Column:
+    def _columns(self, task: str) -> list[Column]:
+        """The task's column, or one for each of its parts."""
         told = [record for line in self.lines for record in self._records(line.key, task)
                 if record.data is not None and record.scores]
         if not told:
-            return Column(task, task_title(task), task_about(task))
-        data, score = told[0].data, told[0].scores[0]
+            return [Column(task, task, None, task_title(task), task_about(task))]
+        data = told[0].data
         assert data is not None
         truncated = max(record.data.truncated for record in told if record.data is not None)
-        return Column(task, task_title(task), task_about(task), score.metric, data.train, score.items,
-                      truncated, data.majority, data.fingerprint)
+        parts = [score for score in told[0].scores if score.part is not None]
+        return [Column(task if score.part is None else f"{task}/{score.part}", task, score.part,
+                       score.part or task_title(task), task_about(task), score.metric, data.train, score.items,
+                       truncated, None if score.part else data.majority, data.fingerprint)
+                for score in parts or told[0].scores[:1]]
 
-    def _value(self, line: Line, task: str) -> Value:
-        cells = self.by_place.get((line.key, task), [])
+    def _value(self, line: Line, column: Column) -> Value:
+        cells = self.by_place.get((line.key, column.task), [])
         fates = Counter(fate(self.records.get(cell.spec.id)) for cell in cells)
         scores: dict[int, float] = {}
         items = 0
         for cell in cells:
             record = self.records.get(cell.spec.id)
-            if record is not None and record.score is not None and record.status in ("finished", "diverged"):
-                scores[cell.spec.seed] = record.score.value
-                items = record.score.items
+            if record is None or record.status not in ("finished", "diverged"):
+                continue
+            score = next((score for score in record.scores if score.part == column.part), None)
+            if score is not None:
+                scores[cell.spec.seed] = score.value
+                items = score.items
         return Value(fates, scores, statistics.summarise(list(scores.values()), items))
 
     def _average(self, line: Line) -> Value:
-        parts = [self.values[line.key, task] for task in self.tasks]
+        parts = [self.values[line.key, column] for column in self.columns]
         fates: Counter[Fate] = Counter()
         for part in parts:
             fates.update(part.fates)
@@ -299,10 +332,9 @@ class _Builder:
         scores = {s: sum(part.scores[s] for part in parts) / len(parts) for s in common}
         return Value(fates, scores if summary else {}, summary)
 
-    def _outcomes(self, place: tuple[str, str]) -> dict[int, Outcomes]:
+    def _read_outcomes(self, line: Line, task: str) -> None:
         """Right or wrong by item, by seed, of the runs that have predictions."""
-        found: dict[int, Outcomes] = {}
-        for cell in self.by_place.get(place, []):
+        for cell in self.by_place.get((line.key, task), []):
             record = self.records.get(cell.spec.id)
             if record is None or record.score is None:
                 continue
@@ -310,26 +342,31 @@ class _Builder:
             if frame is None or not {"item", "correct"} <= set(frame.columns):
                 self.broken.append(record.id)
                 continue
-            found[cell.spec.seed] = frame.groupby("item")["correct"].mean()
-        return found
+            for column in self.columns.values():
+                own = column.task == task and (column.part is None or "part" in frame)
+                if own:
+                    rows = frame if column.part is None else frame[frame["part"] == column.part]
+                    right = rows.groupby("item")["correct"].mean()
+                    self.outcomes.setdefault((line.key, column.id), {})[cell.spec.seed] = right
 
     def _difference(self, line: Line, other: Line, column: str) -> Difference | None:
         """Line minus other over what both have: paired by item, or by seed where predictions are lacking."""
-        tasks = self.tasks if column == AVERAGE else [column]
-        pairs = [self._pair(line, other, task, self.outcomes) for task in tasks]
+        columns = list(self.columns) if column == AVERAGE else [column]
+        pairs = [self._pair(line, other, name, self.outcomes) for name in columns]
         delta = statistics.average_difference(pairs)
         if delta is not None:
             return delta
         scores = {place: value.scores for place, value in self.values.items()}
-        parts = [self._pair(line, other, task, scores) for task in tasks]
+        parts = [self._pair(line, other, name, scores) for name in columns]
         seeds = [seed for seed in parts[0][0] if all(seed in own and seed in theirs for own, theirs in parts)]
         per_seed = tuple(plain.fmean(own[seed] - theirs[seed] for own, theirs in parts) for seed in seeds)
         return Difference(plain.fmean(per_seed), None, per_seed, 0) if per_seed else None
 
-    def _pair(self, line: Line, other: Line, task: str,
+    def _pair(self, line: Line, other: Line, column: str,
               known: Mapping[tuple[str, str], Mapping[int, T]]) -> tuple[Mapping[int, T], Mapping[int, T]]:
-        """What two lines have on a task, by seed."""
-        own, theirs = known.get((line.key, task), {}), known.get((other.key, task), {})
+        """What two lines have in a column, by seed."""
+        own, theirs = known.get((line.key, column), {}), known.get((other.key, column), {})
+        task = self.columns[column].task
         return self._every_seed(line, task, own, theirs), self._every_seed(other, task, theirs, own)
 
     def _every_seed(self, line: Line, task: str, own: Mapping[int, T],

@@ -25,11 +25,11 @@ def measured(table: StudyTable) -> Sheet:
     if any(column.majority is not None for column in table.columns):
         empty = (Entry(""),) * (3 if compared else 2)
         rows.append((entry(MAJORITY, "faded"), Entry(""), *_majority_entries(table), *empty))
-        data += [{"row": "majority", "label": MAJORITY, "column": c.task, "mean_percent": 100 * c.majority}
+        data += [{"row": "majority", "label": MAJORITY, "column": c.id, "mean_percent": 100 * c.majority}
                  for c in table.columns if c.majority is not None]
     blocks = {len(rows)} - {0}
     for above, line in zip((None, *table.lines), table.lines, strict=False):
-        if above is not None and above.rank != line.rank:
+        if above is not None and above.budget != line.budget:
             blocks.add(len(rows))
         name = entry(line.label, *_if(table.is_reference(line), "reference"))
         scores = [value_entry(table.values[line.key, c], c == AVERAGE) for c in table.column_ids]
@@ -72,7 +72,7 @@ def costs(table: StudyTable) -> Sheet:
     for line in table.lines:
         done = _scored(table, line)
         cost = _costs(done)
-        data.append({"row": line.row, "label": line.label, "rank": line.rank, "runs": len(done), **cost})
+        data.append({**_place(line), "runs": len(done), **cost})
         rows.append((Entry(line.label), entry(str(len(done))) if done else _nothing(),
                      *(_cost_entry(cost, key, write) for key, write in _COSTS)))
     notes = ["Medians over a row's runs; a run that shared a pack is charged its share of the pack's time. "
@@ -161,7 +161,7 @@ def _measured_notes(table: StudyTable, compared: bool) -> list[str]:
     notes = [f"{score} in percent: {spread}. Bold: the highest of its column, and all that paired "
              "differences do not set apart from it."]
     if compared:
-        same = " at the same rank (the largest, for rows without one)" if len(table.ranks) > 1 else ""
+        same = " at the same budget (the last, for rows without one)" if len(table.budgets) > 1 else ""
         notes.append(f"{delta_title(table)}: points above {table.reference_label}{same}, with the "
                      "paired 95 % interval over test items. Bold: the interval excludes zero, and at least "
                      "two seeds all point the same way.")
@@ -203,12 +203,16 @@ def _scored(table: StudyTable, line: Line) -> list[Record]:
     return [record for record in table.records[line.key] if record.scores]
 
 
+def _place(line: Line) -> dict[str, Number]:
+    return {"row": line.row, "label": line.label, "budget": line.budget, "rank": line.rank}
+
+
 def _value_data(table: StudyTable, line: Line, column: str) -> dict[str, Number]:
     value, size = table.values[line.key, column], table.sizes.get(line.key)
     s = value.summary
     low, high = (s.interval.low, s.interval.high) if s and s.interval else (None, None)
     return {
-        "row": line.row, "label": line.label, "rank": line.rank, "column": column,
+        **_place(line), "column": column,
         "mean_percent": _percent(s.mean if s else None), "sd_percent": _percent(s.sd if s else None),
         "low_percent": _percent(low), "high_percent": _percent(high),
         "interval": s.basis if s else None, "seeds": s.seeds if s else 0, "items": s.items if s else None,
@@ -223,7 +227,7 @@ def _difference_data(table: StudyTable, line: Line, column: str) -> dict[str, Nu
     delta = table.differences.get((line.key, column))
     found = delta.interval if delta else None
     return {
-        "row": line.row, "label": line.label, "rank": line.rank, "column": column,
+        **_place(line), "column": column,
         "reference": table.reference[line.key].key,
         "difference_points": 100 * delta.mean if delta else None,
         "low_points": 100 * found.low if found else None, "high_points": 100 * found.high if found else None,

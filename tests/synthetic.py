@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import pandas as pd
 
 from suite import records
 from suite.records import Record
-from suite.specs import BaseRef, Evaluation, MethodRef, RunSpec, TaskRef
+from suite.specs import BaseRef, Budget, Evaluation, MethodRef, RunSpec, TaskRef
 from suite.study import Cell, Study
 
 #: What may become of a run. `no-predictions` and `broken` finished, but lack or lost their predictions.
@@ -106,7 +106,7 @@ def cells(of: Study, scale: str = "desk") -> list[Cell]:
                     sized = method not in ("full", "head", "untouched")
                     if position and not sized:
                         continue
-                    config = {"rank": budget.rank, **of.rows[row].options} if sized else {}
+                    config = {"rank": rank(budget), **of.rows[row].options} if sized else {}
                     rate = table.learning_rates.get(row, table.recipe.learning_rate)
                     for seed in table.seeds if method != "untouched" else table.seeds[:1]:
                         found.append(Cell(table_id, row, RunSpec(
@@ -117,6 +117,16 @@ def cells(of: Study, scale: str = "desk") -> list[Cell]:
                             recipe=table.recipe.model_copy(update={"learning_rate": rate}),
                             evaluation=Evaluation(), seed=seed)))
     return found
+
+
+def rank(budget: Budget | None) -> int:
+    """The rank that a budget of any kind comes to."""
+    if budget is None or budget.rank is not None:
+        return budget.rank or 0 if budget else 0
+    if budget.like is not None:
+        return int(budget.like.partition("@")[2])
+    wanted = budget.params or (budget.share or 0) * BASE
+    return max(1, round(wanted / sum(a + b for _, (a, b) in _layers())))
 
 
 def world(of: Study | None = None, scale: str = "desk",
@@ -142,8 +152,8 @@ def half(cell: Cell) -> Fate:
     return "finished"
 
 
-def record(cell: Cell, fate: Fate = "finished", **changes: Any) -> Record:
-    """One run's record, saved to its folder with curves and predictions."""
+def record(cell: Cell, fate: Fate = "finished", parts: Sequence[str] = (), **changes: Any) -> Record:
+    """One run's record, saved to its folder with curves and predictions. `parts` are those of its task."""
     spec, test = cell.spec, cell.spec.task.test or 200
     scored = fate in ("finished", "diverged", "no-predictions", "broken")
     trained = spec.method.id != "untouched"
@@ -151,7 +161,9 @@ def record(cell: Cell, fate: Fate = "finished", **changes: Any) -> Record:
     steps = max(4, (spec.task.train or 256) // spec.recipe.batch_size)
     rng = generator("run", spec.id)
     predictions = _predictions(cell, test, -0.5 if fate == "diverged" else SKILL.get(cell.row, 0.0))
-    value = float(predictions["correct"].mean())
+    if parts:
+        predictions["part"] = [parts[min(i % 4, len(parts) - 1)] for i in range(test)]
+    scores = _scores(predictions)
     curve = _curve(cell, steps, fate == "diverged")
     speed = {"full": 2100, "head": 9200}.get(spec.method.id, 3600) * (1 + 0.03 * rng.standard_normal())
     tokens = (spec.task.train or 256) * 22
@@ -162,8 +174,7 @@ def record(cell: Cell, fate: Fate = "finished", **changes: Any) -> Record:
               "diverged": "the loss is not finite from step 7 on"}
     fields: dict[str, Any] = {
         "id": spec.id, "spec": spec, "status": status, "reason": reason.get(fate, ""),
-        "scores": [records.Score(metric="accuracy", value=value, items=test,
-                                 stderr=math.sqrt(value * (1 - value) / test))] if scored else [],
+        "scores": scores if scored else [],
         "final_loss": float(curve["loss"].iloc[-1]) if scored and fate != "diverged" else None,
         "trainable": _trainable(cell, ranks) if scored else None,
         "data": records.Data(fingerprint=f"{zlib.crc32(spec.task.id.encode()):08x}" * 8,
@@ -199,6 +210,19 @@ def generator(*parts: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32("/".join(map(str, parts)).encode()))
 
 
+def _scores(predictions: pd.DataFrame) -> list[records.Score]:
+    """The score; of a task with parts the mean of theirs, and then each."""
+    groups = predictions.groupby("part", sort=False) if "part" in predictions else [(None, predictions)]
+    found = []
+    for part, rows in groups:
+        value = float(rows["correct"].mean())
+        error = math.sqrt(value * (1 - value) / len(rows))
+        found.append(records.Score(metric="accuracy", value=value, items=len(rows), stderr=error, part=part))
+    mean = sum(score.value for score in found) / len(found)
+    whole = records.Score(metric="accuracy", value=mean, items=len(predictions), stderr=found[0].stderr)
+    return [whole, *found] if len(found) > 1 else found
+
+
 def _predictions(cell: Cell, test: int, skill: float) -> pd.DataFrame:
     """An answer is right when skill exceeds the item's difficulty; the run and the answer have some luck."""
     task = cell.spec.task.id
@@ -221,7 +245,7 @@ def _curve(cell: Cell, steps: int, diverges: bool) -> pd.DataFrame:
 
 
 def _ranks(cell: Cell) -> dict[str, int]:
-    r = cell.spec.budget.rank if cell.spec.budget else 8
+    r = rank(cell.spec.budget)
     if cell.spec.method.config.get("allocation") == "uniform":
         return {name: r for name, _ in _layers()}
     rng = generator("ranks", cell.spec.task.id, r)
@@ -236,7 +260,7 @@ def _layers() -> list[tuple[str, tuple[int, int]]]:
 
 
 def _trainable(cell: Cell, ranks: Mapping[str, int]) -> records.Trainable:
-    method, r = cell.spec.method.id, cell.spec.budget.rank if cell.spec.budget else 0
+    method, r = cell.spec.method.id, rank(cell.spec.budget)
     adapter = {"full": BASE, "head": 0, "untouched": 0}.get(
         method, sum(ranks.get(name, r) * (a + b) for name, (a, b) in _layers()))
     head = 0 if cell.spec.task.id == "asdiv" or method == "untouched" else HEAD

@@ -46,6 +46,8 @@ WORLDS: dict[str, dict[str, Any]] = {
     "broken": {"of": study(**SMALL), "fate": ends(head="no-predictions", gora="broken")},
     "one": {"of": study(**{**ONE, "published": None})},
     "ranks": {"of": study(**{**SMALL, "budgets": [{"rank": 2}, {"rank": 8}], "seeds": [0]})},
+    "parts": {"of": study(**{**SMALL, "tasks": ["asdiv"], "published": None}), "parts": ("yes", "no")},
+    "budgets": {"of": study(**{**SMALL, "budgets": [{"params": "100k"}, {"like": "lora@8"}], "seeds": [0]})},
     "paper": {"of": study("paper", **{**SMALL, "tasks": ["glue-sst2", "glue-cola"]}), "scale": "paper"},
 }
 
@@ -194,7 +196,7 @@ def test_the_markdown_is_fit_for_a_page_of_a_repository(reports: dict[str, Built
     assert text.startswith("# ")
     assert text.endswith("\n")
     page = Page(MarkdownIt("commonmark").enable("table").render(text))
-    assert len(page.tables) >= (4 if state == "one" else 5)
+    assert len(page.tables) >= 4
     assert "|" not in page.text
     assert "**" not in page.text
     relative = [found["href"] for tag, found in page.tags if tag == "a" if "://" not in found["href"]]
@@ -345,8 +347,34 @@ def test_ranks_are_blocks_compared_with_the_same_rank(reports: dict[str, Built])
         "Full fine-tuning", "Head only", "LoRA, r = 2", "GoRA, r = 2", "LoRA, r = 8", "GoRA, r = 8"]
     assert table.reference["gora@2"].key == "lora@2"
     assert table.reference["full"].key == "lora@8"
-    assert "Rank 2. " in built.page.text
+    assert "At r = 2. " in built.page.text
     assert sum("block" in found.get("class", "") for _, found in built.page.tags) == 3
+
+
+def test_budgets_of_any_kind_are_told_apart(reports: dict[str, Built]) -> None:
+    built = reports["budgets"]
+    assert [line.label for line in built.table.lines][2:] == [
+        "LoRA, 100\u202fk", "GoRA, 100\u202fk", "LoRA, lora@8", "GoRA, lora@8"]
+    assert "Budgets: 100\u202fk and lora@8." in built.html
+    assert {row["budget"] for row in built.csv("runs")} == {"", "100\u202fk", "lora@8"}
+
+
+def test_the_parts_of_a_task_are_columns_of_equal_weight(reports: dict[str, Built]) -> None:
+    built = reports["parts"]
+    table = built.table
+    assert table.column_ids == ("asdiv/yes", "asdiv/no", tables.AVERAGE)
+    assert built.page.table("Measured")[0][2:5] == ["yes", "no", "Average"]
+    scores = [built.world.record("gora", "asdiv", seed).scores for seed in (0, 1)]
+    assert [len(found) for found in scores] == [3, 3]
+    summary = table.values["gora@8", tables.AVERAGE].summary
+    assert summary is not None
+    assert summary.mean == pytest.approx(np.mean([found[0].value for found in scores]))
+    theirs = [built.world.record("lora", "asdiv", seed).scores for seed in (0, 1)]
+    delta = table.differences["gora@8", tables.AVERAGE]
+    by_seed = [a[0].value - b[0].value for a, b in zip(scores, theirs, strict=True)]
+    assert delta.mean == pytest.approx(np.mean(by_seed))
+    assert delta.interval is not None
+    assert "average of 2 columns" in built.page.text
 
 
 # Numbers
