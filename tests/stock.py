@@ -16,7 +16,7 @@ NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
 def attach(arch: str, fields: Mapping[str, Any], state: Mapping[str, Tensor]) -> tiny.Tiny:
     """A tiny base that carries peft's LoRA of these config fields, with the factors of one of our runs."""
     base = tiny.build(arch)
-    wrapped = get_peft_model(base.model, LoraConfig(**fields, lora_dropout=0.0, bias="none"))
+    wrapped = get_peft_model(base.model, LoraConfig(**fields, lora_dropout=0.0, bias="none", fan_in_fan_out=arch == "gpt2"))
     theirs = {f"base_model.model.{stock_name(name)}": tensor for name, tensor in state.items()
               if not name.startswith("head.") and tensor.numel()}
     loaded = set_peft_model_state_dict(wrapped, theirs)

@@ -19,7 +19,7 @@ from suite.method import Layer, Shapes, Start
 from tests import stock, tiny
 
 METHOD = registry.method("gora")
-ARCHITECTURES = ("bert", "llama", "t5")
+ARCHITECTURES = ("bert", "llama", "t5", "gpt2")
 SAMPLE = {"batches": 4, "batch_size": 4}
 
 

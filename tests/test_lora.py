@@ -35,7 +35,7 @@ def stir(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("arch", ["bert", "llama"])
+@pytest.mark.parametrize("arch", ["bert", "llama", "gpt2"])
 @pytest.mark.parametrize("name", METHODS)
 def test_outputs_and_gradients_are_pefts(name: str, arch: str, tmp_path: Path) -> None:
     base, method, start = run(name, arch, tmp_path)
@@ -56,7 +56,7 @@ def test_outputs_and_gradients_are_pefts(name: str, arch: str, tmp_path: Path) -
             torch.testing.assert_close(grad, expected[f"{layer}.{key}"].grad, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("arch", ["bert", "llama"])
+@pytest.mark.parametrize("arch", ["bert", "llama", "gpt2"])
 @pytest.mark.parametrize(("name", "ratio"), [("lora", 1.0), ("rslora", 1.0), ("lora-plus", 8.0)])
 def test_five_steps_are_those_of_peft_and_torch(name: str, ratio: float, arch: str, tmp_path: Path) -> None:
     facts = {"lr_ratio_b": ratio} if name == "lora-plus" else {}

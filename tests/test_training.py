@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods.lora import LoRA
+from methods.lora import LoRA, LowRank
 from suite import registry
 from suite.batches import Batch, collate, training_order
-from suite.method import Start
+from suite.method import Adapter, Layer, Start
+from suite.optimiser import schedule
 from suite.packing import Packed
 from suite.specs import RunSpec
 from suite.training import Trained, train
@@ -127,6 +129,69 @@ def test_recorded_rates_are_each_runs_own_peak_times_the_schedule() -> None:
     assert result.rates[:3].tolist() == [[pytest.approx(rate / 2 * k, rel=1e-14) for rate in (1e-4, 3e-2)]
                                          for k in (1, 2, 2)]
     assert result.rates.shape == (8, 2)
+
+
+class Watched(LowRank):
+    """LoRA's adapter that writes down what it is told, and whose loss is drawn towards large B in run 1."""
+
+    def __init__(self, adapter: LowRank, told: list[str]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(adapter.__dict__)
+        self.told = told
+
+    def begin(self, stage: int, stages: int) -> None:
+        self.told.append(f"begin {stage + 1}/{stages}")
+
+    def stepped(self, step: int, steps: int) -> None:
+        assert self.B.grad is not None
+        self.told.append(f"step {step + 1}/{steps}")
+
+    def penalty(self) -> Tensor:
+        return self.B.sum((1, 2)) * torch.tensor([0.0, -1.0], dtype=self.B.dtype)
+
+
+class Staged(LoRA):
+    """LoRA in two stages whose adapter of the first query is watched."""
+
+    id = "staged"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def stages(self, config: LoRA.Config, epochs: int) -> int:
+        return 2
+
+    def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Adapter:
+        made = super().adapter(layer, weight, starts)
+        assert isinstance(made, LowRank)
+        return Watched(made, self.told) if layer.name.endswith("0.attention.self.query") else made
+
+
+def test_stages_restart_the_schedule_and_adapters_are_told_of_stages_and_steps() -> None:
+    base, method, config = tiny.build("bert"), Staged(), LoRA.Config(rank=2)
+    packed = base.pack(method, [Start(config, seed) for seed in range(2)])
+    specs = [base.spec(method, config, seed, 1e-3) for seed in range(2)]
+    result = base.train(packed, specs)
+    steps = [f"step {i}/8" for i in range(1, 9)]
+    assert method.told == ["begin 1/2", *steps[:4], "begin 2/2", *steps[4:]]
+    part = schedule(specs[0].recipe, 4)
+    torch.testing.assert_close(result.rates[:, 0], 1e-3 * torch.cat([part, part]))
+    assert all(parameter.grad is None for parameter, _ in packed.parameters())
+
+
+def test_a_penalty_pulls_its_own_run_alone_and_is_not_part_of_the_recorded_loss() -> None:
+    found = []
+    for method in (Staged(), METHOD):
+        base, config = tiny.build("bert"), LoRA.Config(rank=2)
+        packed = base.pack(method, [Start(config, seed) for seed in range(2)])
+        result = base.train(packed, [base.spec(method, config, seed, batch_size=tiny.ITEMS, epochs=1, clip=None)
+                                     for seed in range(2)])
+        found.append((result, next(iter(packed.adapters.values())).delta(1)))
+    (pulled, delta), (plain, free) = found
+    assert torch.equal(pulled.losses, plain.losses)  # of one step: both runs start alike
+    assert pulled.norms[0, 0] == plain.norms[0, 0]
+    assert pulled.norms[0, 1] > 2 * plain.norms[0, 1]
+    assert not torch.equal(delta, free)
 
 
 def test_training_lowers_the_loss() -> None:

@@ -224,6 +224,19 @@ def test_merged_model_is_the_unmerged_one(name: str, arch: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(apart, again, strict=True))
 
 
+@pytest.mark.parametrize(("name", "arch"), ADAPTED)
+def test_a_run_taken_alone_is_the_run_in_the_pack(name: str, arch: str) -> None:
+    case = whole(name, arch)
+    batch = case.base.batch(case.packed.runs)
+    with torch.no_grad():
+        together = case.base.outputs(case.packed.model, batch).chunk(case.packed.runs)
+        for run in case.runs:
+            with case.packed.alone(run) as model:
+                close(case.base.outputs(model, case.base.batch()), together[run])
+        again = case.base.outputs(case.packed.model, batch).chunk(case.packed.runs)
+    assert all(torch.equal(a, b) for a, b in zip(together, again, strict=True))
+
+
 @pytest.mark.parametrize(("name", "arch"), TRAINED)
 def test_state_and_load_bring_back_every_run_alone(name: str, arch: str) -> None:
     case = whole(name, arch)
