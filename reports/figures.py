@@ -95,6 +95,7 @@ def finish(figure: Drawing, name: str, caption: str, alt: str, folder: Path, pap
     FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
     (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+    figure.set_dpi(160)
     FigureCanvasAgg(figure).print_png(folder / f"{name}.png", metadata={"Software": None})
     if paper:
         nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))

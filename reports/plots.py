@@ -77,7 +77,8 @@ def parameters(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Fi
         rows.setdefault(point[0].row, []).append(point)
     sizes = [x for _, x, _ in trained]
     beside = 0.4 + 0.066 * max(len(_legend(*point)) for point in known)  # inches for the legend
-    shift = dict(zip((line.key for line, _, _ in trained), _dodge(sizes), strict=True))
+    shift = dict(zip((line.key for line, _, _ in trained), _dodge([(x, summary) for _, x, summary in trained]),
+                     strict=True))
     with style():
         figure = drawing(5.7 + beside, max(3.6, 0.75 + 0.235 * len(rows)))
         axis = panels(figure, 1, 1, left=0.62, right=beside + 0.1, top=0.12, bottom=0.55)[0]
@@ -161,37 +162,43 @@ def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
 
 
 def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure | None:
-    """The ranks that a row's method chose, block by module kind: a map per task and budget."""
-    maps: list[tuple[str, pd.DataFrame]] = []
+    """The ranks that a row's method chose, block by module kind: a map per budget and task."""
+    maps: list[tuple[str, str, pd.DataFrame]] = []
     for line in table.lines:
         for task, title in table.tasks.items() if line.row == row else ():
             ranks = _ranks(table.records[line.key], task)
             if ranks:
                 budget = f", {line.budget}" if len(table.budgets) > 1 else ""
-                maps.append((title + budget, rank_map.grid(ranks)))
+                maps.append((line.budget, title + budget, rank_map.grid(ranks)))
     if not maps:
         return None
-    values = np.concatenate([grid.to_numpy(dtype=float).ravel() for _, grid in maps])
-    limits = float(np.nanmin(values)), float(np.nanmax(values))
-    blocks, kinds = max(len(grid) for _, grid in maps), max(len(grid.columns) for _, grid in maps)
+    limits = {budget: _limits([grid for of, _, grid in maps if of == budget]) for budget, _, _ in maps}
+    blocks, kinds = max(len(grid) for *_, grid in maps), max(len(grid.columns) for *_, grid in maps)
     across = min(ACROSS, len(maps), max(1, 26 // kinds))
     down = -(-len(maps) // across)
     with style():
-        figure = drawing(0.75 + across * (0.33 * kinds + 0.45), 0.1 + down * (1.15 + 0.23 * blocks))
-        axes = panels(figure, across, down, left=0.55, right=0.35, top=0.32, bottom=0.8, wide=0.5, high=1.1)
-        for axis, (title, grid) in zip(axes, maps, strict=False):
-            _rank_map(axis, grid, limits)
+        figure = drawing(0.75 + across * (0.33 * kinds + 0.45), 0.72 + down * (0.43 + 0.23 * blocks))
+        axes = panels(figure, across, down, left=0.55, right=0.35, top=0.32, bottom=0.8, wide=0.5, high=0.4)
+        for place, (axis, (budget, title, grid)) in enumerate(zip(axes, maps, strict=False)):
+            _rank_map(axis, grid, limits[budget])
             axis.set_title(title)
+            axis.tick_params(labelbottom=place + across >= len(maps))
+            axis.set_ylabel("block" if place % across == 0 else "")
         for axis in axes[len(maps):]:
             axis.remove()
-        for axis in axes[:len(maps):across]:
-            axis.set_ylabel("block")
-        totals = [f"{title} {int(np.nansum(grid.to_numpy(dtype=float)))}" for title, grid in maps]
-        holes = any(grid.isna().any(axis=None) for _, grid in maps)
-        caption = (f"Rank of every adapted layer, as chosen by {label}; sum of ranks: {', '.join(totals)}."
-                   + (" Grey: no adapter." if holes else ""))
-        alt = f"Rank maps of {label}. " + " ".join(f"{title}: {_rank_alt(grid)}." for title, grid in maps)
+        totals = [f"{title} {int(np.nansum(grid.to_numpy(dtype=float)))}" for _, title, grid in maps]
+        caption = f"Rank of every adapted layer, as chosen by {label}; sum of ranks: {numbers.listing(totals)}."
+        if len(limits) > 1:
+            caption += " Each budget has its own scale of colours."
+        if any(grid.isna().any(axis=None) for *_, grid in maps):
+            caption += " Grey: no adapter."
+        alt = f"Rank maps of {label}. " + " ".join(f"{title}: {_rank_alt(grid)}." for _, title, grid in maps)
         return finish(figure, f"{table.id}-ranks", caption, alt, folder)
+
+
+def _limits(grids: Sequence[pd.DataFrame]) -> tuple[float, float]:
+    values = np.concatenate([grid.to_numpy(dtype=float).ravel() for grid in grids])
+    return float(np.nanmin(values)), float(np.nanmax(values))
 
 
 def _rank_map(axis: Axes, grid: pd.DataFrame, limits: tuple[float, float]) -> None:
@@ -256,7 +263,7 @@ def _parameters_caption(table: StudyTable, known: Sequence[tuple[Line, float, Su
     caption = f"{table.title_of(table.headline)} against trained parameters{bars}."
     if any(len(points) > 1 for points in rows.values()):
         caption += " Lines join a row's budgets; the legend gives its highest score."
-    caption += " Equal sizes are drawn a little apart."
+    caption += " Equal sizes are drawn a little apart where they would overlap."
     missing = [line.label for line in table.lines if line.key not in {found.key for found, _, _ in known}]
     return caption + (f" No complete result yet: {numbers.listing(missing)}." if missing else "")
 
@@ -331,17 +338,21 @@ def _smooth(curve: pd.Series) -> pd.Series:
     return curve.rolling(max(1, len(curve) // 12), center=True, min_periods=1).mean()
 
 
-def _dodge(sizes: Sequence[float]) -> list[float]:
-    """Factors that set points of nearly equal size apart on a log axis."""
-    factors = [1.0] * len(sizes)
-    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and sizes[i] <= 1.05 * sizes[groups[-1][0]]:
-            groups[-1].append(i)
+def _dodge(points: Sequence[tuple[float, Summary]]) -> list[float]:
+    """Factors that set points of nearly equal size apart on a log axis where they or their bars would overlap."""
+    spans = [(summary.mean - (summary.sd or 0), summary.mean + (summary.sd or 0)) for _, summary in points]
+    margin = 0.04 * (max(high for _, high in spans) - min(low for low, _ in spans))
+    clumps: list[list[int]] = []
+    for i in sorted(range(len(points)), key=lambda i: spans[i]):
+        for clump in clumps:
+            near = max(points[i][0], points[clump[0]][0]) <= 1.15 * min(points[i][0], points[clump[0]][0])
+            if near and spans[i][0] <= max(spans[j][1] for j in clump) + margin:
+                clump.append(i)
+                break
         else:
-            groups.append([i])
-    for group in groups:
-        for place, i in enumerate(sorted(group)):
-            factors[i] = 1.18 ** (place - (len(group) - 1) / 2)
+            clumps.append([i])
+    factors = [1.0] * len(points)
+    for clump in clumps:
+        for place, i in enumerate(sorted(clump)):
+            factors[i] = 1.18 ** (place - (len(clump) - 1) / 2)
     return factors
