@@ -116,12 +116,18 @@ class Adapter(nn.Module, ABC):
     def state(self, run: int) -> dict[str, Tensor]:
         """One run's trained tensors without padding, by short name, for saving."""
 
+    def constants(self, run: int) -> dict[str, Tensor]:
+        """One run's frozen tensors that seed and base do not safely give again, by short name: saved beside `state`."""
+        return {}
+
     def load(self, run: int, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
-        own = self.state(run)
+        """Put back what `state` gave, and of `constants` what is there."""
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in self.state(run).items():
                 tensor.copy_(state[name])
+            for name, tensor in self.constants(run).items():
+                if name in state:
+                    tensor.copy_(state[name])
 
     def lr_ratios(self) -> Mapping[str, Tensor]:
         """Per parameter name a `[runs]` factor on the learning rate, where it is not 1 (LoRA+)."""

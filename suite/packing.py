@@ -176,10 +176,16 @@ class Packed:
             tensors |= {f"head.{name}": tensor for name, tensor in self.head.state(run).items()}
         return tensors
 
+    def constants(self, run: int) -> dict[str, Tensor]:
+        """One run's frozen tensors that are saved beside its trained ones, by full name."""
+        return {f"{layer}.{name}": tensor for layer, adapter in self.adapters.items()
+                for name, tensor in adapter.constants(run).items()}
+
     def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave for a run of the same config."""
+        """Put back what `state` gave for a run of the same config, and of `constants` what is there."""
         for layer, adapter in self.adapters.items():
-            adapter.load(run, {name: tensors[f"{layer}.{name}"] for name in adapter.state(run)})
+            names = [*adapter.state(run), *(n for n in adapter.constants(run) if f"{layer}.{n}" in tensors)]
+            adapter.load(run, {name: tensors[f"{layer}.{name}"] for name in names})
         with torch.no_grad():
             if self.method.trains in ("base", "foreign"):
                 for name, parameter in self._of_model():
@@ -202,7 +208,7 @@ class Packed:
             _replace(self.model, name, wrapped.base)
         solo = Packed(self.model, self.method, self.shapes, [self.starts[run]])
         try:
-            solo.load(run=0, tensors=self.state(run))
+            solo.load(run=0, tensors=self.state(run) | self.constants(run))
             yield self.model
         finally:
             for name, wrapped in self._wrapped.items():

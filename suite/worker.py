@@ -249,7 +249,8 @@ class Worker:
         """What is worth keeping: adapters and heads. A fully fine-tuned base is as large as the base and is not."""
         if packed.method.trains in ("base", "nothing"):
             return None
-        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in packed.state(run).items()}
+        kept = packed.state(run) | packed.constants(run)
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
 
 
 class _Clock:
