@@ -102,6 +102,7 @@ class Adapter(nn.Module, ABC):
 
     mergeable: ClassVar[bool] = True
     siblings: int = 1  # adapted layers of the model, this one included
+    peers: Sequence[Adapter] = ()  # the adapters of all adapted layers, in the order of the model, this one included
     mask: Tensor | None = None  # `[runs, tokens]`, true where the batch at hand holds a token and no padding
 
     @abstractmethod
@@ -111,6 +112,11 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def delta(self, run: int) -> Tensor:
         """What merging adds to W for one run: `[out, in]`, float32 or wider."""
+
+    def factors(self, run: int) -> tuple[Tensor, Tensor] | None:
+        """A `[rank, in]` and B `[out, rank]` with `delta = B A`, any scale folded into B: the ordinary LoRA (of `alpha` =
+        rank) that is exported in place of `state` where the two differ. None where `state` is it, or there is none."""
+        return None
 
     @abstractmethod
     def state(self, run: int) -> dict[str, Tensor]:

@@ -108,6 +108,7 @@ class Packed:
 
         for adapter in self.adapters.values():
             adapter.siblings = len(self.adapters)
+            adapter.peers = tuple(self.adapters.values())
 
     def _weight(self, layer: Layer) -> Tensor:
         base = self.model.get_submodule(layer.name)
