@@ -186,7 +186,6 @@ def _work(threads: int, device: str, number: int, line: Connection) -> None:
     """Body of a worker process: take a pack, claim its runs, run them, say so, until the line ends."""
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the driver's display tells how things go
 
     def say(message: str, content: Any) -> None:
         with contextlib.suppress(OSError):  # the driver is gone: what is in hand is finished all the same

@@ -6,11 +6,12 @@ the time, and what `generate` was really called with is recorded and held agains
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def _calm() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # lm-eval's own bars cannot be switched off
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -1,0 +1,140 @@
+"""The command line: what people type, what they see, exit codes, and one sentence for a wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from suite import cli
+
+STUDY = Path("suite/studies/gora.yaml")
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUITE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SUITE_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the command in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["suite", *words])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("kind", ["methods", "tasks", "bases", "studies", "published"])
+def test_lists_are_the_same_for_people_and_programs(kind: str, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = suite(monkeypatch, capsys, "list", kind, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert rows
+    code, out, _ = suite(monkeypatch, capsys, "list", kind)
+    assert code == 0
+    assert all(str(row["id"]) in out for row in rows)
+
+
+def test_plan_shows_every_run_and_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = suite(monkeypatch, capsys, "plan", "gora", "--json")
+    made = json.loads(out)
+    assert code == 0
+    assert len(made["runs"]) == 58
+    assert sum(len(pack) for pack in made["packs"]) == len({run["id"] for run in made["runs"]})
+    code, out, _ = suite(monkeypatch, capsys, "plan", "gora", "--only", "method=gora", "--only", "seed=0")
+    assert code == 0
+    assert "GoRA" in out
+    assert "rsLoRA" not in out
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_status_and_report_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = suite(monkeypatch, capsys, "status", "gora", "--json")
+    assert code == 0
+    assert {run["status"] for run in json.loads(out)} == {"missing"}
+    code, out, _ = suite(monkeypatch, capsys, "report", "gora", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["runs"]["missing"] == 58
+    assert Path(told["report"]) == tmp_path / "reports" / "gora-desk" / "index.html"
+    assert (tmp_path / "reports" / "gora-desk" / "report.md").exists()
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (("plan", "nonsense"), "unknown study 'nonsense'"),
+    (("plan", "gora", "--scale", "moon"), "--scale moon: use desk, bench or paper"),
+    (("run", "gora", "--only", "method=dora9"), "--only method=dora9"),
+    (("status", "gora", "--only", "colour=red"), "write key=value with key table, task, method, rank or seed"),
+    (("export", "0123456789ab"), "no such run has a record"),
+    (("export", "0123456789ab", "--format", "gguf"), "--format gguf: use peft"),
+    (("ui", "--host", "0.0.0.0"), "use 127.0.0.1 or localhost"),
+])
+def test_a_wrong_word_is_one_sentence_and_exit_code_2(words: tuple[str, ...], sentence: str, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = suite(monkeypatch, capsys, *words)
+    assert code == 2
+    assert not out
+    assert err.startswith("suite: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists() or not any((tmp_path / "results").rglob("*.json"))
+
+
+def changed(tmp_path: Path, edit: Any) -> str:
+    study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
+    edit(study, study["scales"]["desk"]["tables"]["classification"])
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("edit", "sentence"), [
+    (lambda study, table: table.update(tasks=["imdb9"], train=8), "unknown task 'imdb9'"),
+    (lambda study, table: table.update(base="bert9"), "unknown base 'bert9'"),
+    (lambda study, table: study["rows"]["lora"].update(method="lora9"), "unknown method 'lora9'"),
+    (lambda study, table: table.update(colour="red"), "colour: unknown key"),
+    (lambda study, table: table["recipe"].update(learning_rate=-1.0), "learning_rate"),
+    (lambda study, table: table.update(budgets=[{"rank": 4096}]), "rank 4096 is larger than layer"),
+])
+def test_a_fault_in_a_study_file_is_one_sentence(edit: Any, sentence: str, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = suite(monkeypatch, capsys, "run", changed(tmp_path, edit))
+    assert code == 2
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_results_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("SUITE_RESULTS", str(tmp_path / "file"))
+    code, _, err = suite(monkeypatch, capsys, "run", "gora")
+    assert code == 2
+    assert "cannot be written" in err
+    assert "SUITE_RESULTS" in err
+
+
+def test_the_module_is_the_command() -> None:
+    environment = {**os.environ, "COLUMNS": "100"}
+    told = subprocess.run([sys.executable, "-m", "suite", "--help"], capture_output=True, text=True, env=environment,
+                          check=True).stdout
+    for command in ("doctor", "list", "plan", "run", "status", "report", "export", "ui"):
+        assert command in told
