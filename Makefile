@@ -3,13 +3,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 SCALE ?= desk
+STUDY ?= gora
 BIN := .venv/bin
 READY := .venv/.ready
 SUITE := $(BIN)/suite
 # Tests never ask a model hub, and each of the workers computes on one core.
 TEST := HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup reproduce-gora report ui doctor test test-slow lint check clean
+.PHONY: help setup tour report ui docs doctor test test-slow lint check clean
 
 help:  ## List the targets
 	@echo "Targets (SCALE=desk|bench|paper, default desk):"
@@ -32,14 +33,18 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 	@echo "setup: done"
 
-reproduce-gora: $(READY)  ## Run the GoRA study and write its report (again: continues, or only re-renders)
-	@$(SUITE) run gora --scale $(SCALE) --report
+reproduce-gora:  ## Run the GoRA study and write its report (again: continues, or only re-renders)
+reproduce-%: $(READY)
+	@$(SUITE) run $* --scale $(SCALE) --report
 
-report: $(READY)  ## Write the report of what has been run
-	@$(SUITE) report gora --scale $(SCALE)
+report: $(READY)  ## Write the report of what has been run (STUDY=gora)
+	@$(SUITE) report $(STUDY) --scale $(SCALE)
 
 ui: $(READY)  ## Open the MLflow pages on 127.0.0.1
 	@$(SUITE) ui
+
+docs: $(READY)  ## Write the methods' cards from their files
+	@$(BIN)/python -m suite.cards
 
 doctor: $(READY)  ## Say what this machine can run
 	@$(SUITE) doctor
