@@ -100,10 +100,11 @@ class Sheet:
 
         shown = [i for i in range(len(self.header)) if i not in self.aside]
         table = Table(title=Text(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-                      caption=Text("\n".join(self.notes)), caption_justify="left")
+                      padding=(0, 2, 0, 0), caption=Text("\n".join(self.notes)), caption_justify="left")
         for i in shown:
-            table.add_column(Text(self.header[i]), justify="left" if i in self.words else "right",
-                             no_wrap=i not in self.words)
+            words = i in self.words
+            table.add_column(Text("\n".join(_two_lines(self.header[i], words))), vertical="bottom",
+                             justify="left" if words else "right")
         for row in self.rows:
             table.add_row(*(Text(f"{row[i].text}{row[i].sign} {row[i].note}".strip(),
                                  style=_terminal_style(row[i])) for i in shown))
@@ -171,12 +172,15 @@ _LATEX = {
 }
 
 
-def _latex_head(text: str, words: bool) -> str:
-    """A long heading on two lines, so that its column is as narrow as its numbers."""
+def _two_lines(text: str, words: bool) -> list[str]:
+    """A long heading in two, so that a column of numbers is as narrow as they are."""
     first, _, rest = text.rpartition(" ")
-    if words or not first or len(text) <= 8:
-        return latex(text)
-    return f"\\shortstack[r]{{{latex(first)}\\\\{latex(rest)}}}"
+    return [text] if words or not first or len(text) <= 8 else [first, rest]
+
+
+def _latex_head(text: str, words: bool) -> str:
+    lines = [latex(line) for line in _two_lines(text, words)]
+    return lines[0] if len(lines) == 1 else f"\\shortstack[r]{{{lines[0]}\\\\{lines[1]}}}"
 
 
 def _latex_entry(item: Entry) -> str:
