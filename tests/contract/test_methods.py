@@ -34,6 +34,8 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "gora": [{"batches": 2, "batch_size": 4}, {"batches": 2, "batch_size": 4, "gamma": 0.0},
              {"batches": 3, "batch_size": 4, "variant": "official_code", "lr_ratio_b": 4.0}],
     "lora-plus": [{"lr_ratio_b": 16.0}, {"lr_ratio_b": 1.5}, {"lr_ratio_b": 2.0}],
+    "sparta": [{"entries": 150}, {"entries": 260, "allocation": "uniform", "selection_seed": 7},
+               {"entries": 900, "selection": "bernoulli"}],
 }
 
 #: Methods that may start away from the base.
