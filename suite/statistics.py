@@ -167,6 +167,8 @@ def _bootstrap(deltas: NDArray[np.float64], rng: np.random.Generator) -> NDArray
     Drawing items with replacement is drawing how often each *kind* of item comes up, where a kind is a pattern of
     outcomes over the seeds. There are few kinds, so one multinomial draw per resample does the work of many.
     """
+    if np.isfinite(deltas).all():  # every seed has every item: the mean over seeds is all that counts
+        deltas = deltas.mean(axis=1, keepdims=True)
     kinds, counts = np.unique(np.nan_to_num(deltas, nan=np.inf), axis=0, return_counts=True)
     drawn = rng.multinomial(len(deltas), counts / counts.sum(), size=RESAMPLES).astype(np.float64)
     present = np.isfinite(kinds)

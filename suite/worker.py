@@ -39,6 +39,13 @@ class Outcome:
     predictions: pd.DataFrame
     decode: dict[str, Any] | None = None
 
+    @classmethod
+    def of(cls, task: Task, items: Sequence[Item], table: pd.DataFrame, decode: dict[str, Any] | None = None) -> Outcome:
+        """Scores of the answers to items; the table is told which part each item is of, where the task has parts."""
+        if any(item.part for item in items):
+            table.insert(1, "part", [item.part for item in items])
+        return cls(_scores(task, items, table), table, decode)
+
 
 class Worker:
     """One process's warm state. `threads` is fixed so that sums are added in one order whatever the machine."""
@@ -228,7 +235,7 @@ class Worker:
                 with packed.merged(run) if packed.mergeable else packed.alone(run) as model:
                     result = evaluate_text(model, loaded.tokenizer, task, scored, evaluation.decode,
                                            evaluation.batch_size)
-                outcomes.append(Outcome(_scores(task, scored, result.predictions), result.predictions, result.decode))
+                outcomes.append(Outcome.of(task, scored, result.predictions, result.decode))
             return outcomes
 
         encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
@@ -242,7 +249,7 @@ class Worker:
             own = predicted[run].tolist()
             table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected, "predicted": own})
             table["correct"] = table["expected"] == table["predicted"]
-            outcomes.append(Outcome(_scores(task, scored, table), table))
+            outcomes.append(Outcome.of(task, scored, table))
         return outcomes
 
     def _state(self, packed: Packed, run: int) -> dict[str, Tensor] | None:
