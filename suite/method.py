@@ -149,6 +149,9 @@ class Adapter(nn.Module, ABC):
     def stepped(self, step: int, steps: int) -> None:
         """Called after the update of step `step` (from 0) of `steps`, with the gradients still at hand."""
 
+    def end(self) -> None:
+        """Called when training is over, before anything is scored or saved."""
+
     def real(self, x: Tensor) -> Tensor:
         """1 where `x [runs, tokens, in]` holds a real token and 0 where it holds padding, `[runs, tokens]`."""
         if self.mask is None or self.mask.shape != x.shape[:2]:  # a decoder's tokens are not the encoder's

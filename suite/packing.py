@@ -156,6 +156,11 @@ class Packed:
         for adapter in self.adapters.values():
             adapter.stepped(step, steps)
 
+    def end(self) -> None:
+        """Training is over."""
+        for adapter in self.adapters.values():
+            adapter.end()
+
     def parameters(self) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
         """Every trained tensor with its `[runs]` learning-rate ratio (None: 1)."""
         for adapter in self.adapters.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -69,9 +70,12 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
             progress(step + 1, steps)
             if not bool(adamw.alive.any()):
+                for stage in range(bisect.bisect(starts, step), len(starts)):
+                    packed.begin(stage, len(starts))  # as for a run that stopped in a pack that went on
                 break
 
     packed.see(None)
+    packed.end()
     alive = adamw.alive.tolist()
     losses, norms = (curve.masked_fill(~lived, math.nan).cpu() for curve in (losses, norms))
     rates = factors[:, None] * torch.tensor([s.recipe.learning_rate for s in specs], dtype=factors.dtype)

@@ -134,6 +134,11 @@ def gradients_in_place(packed: Packed) -> Iterator[None]:
             parameter.grad = None
 
 
+def saved(packed: Packed, run: int) -> dict[str, Tensor]:
+    """All that a run leaves."""
+    return packed.state(run) | packed.constants(run)
+
+
 def gradients(case: Case, run: int) -> dict[str, Tensor]:
     """One run's gradients on a fixed batch."""
     case.base.loss_of(case.packed)(case.base.batch(case.packed.runs)).sum().backward()
@@ -200,7 +205,7 @@ def test_a_pack_of_three_is_three_solo_runs(name: str, arch: str) -> None:
         close(pack.trained.norms[:, run], solo.trained.norms[:, 0])
         assert torch.equal(pack.trained.rates[:, run], solo.trained.rates[:, 0])
         assert pack.trained.tokens[run] == solo.trained.tokens[0]
-        close(pack.packed.state(run), solo.packed.state(0))
+        close(saved(pack.packed, run), saved(solo.packed, 0))
         close(gradients(pack, run), gradients(solo, 0))
 
 
@@ -227,6 +232,16 @@ def test_merged_model_is_the_unmerged_one(name: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "arch"), ADAPTED)
+def test_the_ordinary_lora_that_is_exported_is_the_delta(name: str, arch: str) -> None:
+    case = whole(name, arch)
+    for run in case.runs:
+        for adapter in case.packed.adapters.values():
+            factors = adapter.factors(run)
+            if factors is not None:
+                close(factors[1].data @ factors[0].data, adapter.delta(run).data)
+
+
+@pytest.mark.parametrize(("name", "arch"), ADAPTED)
 def test_a_run_taken_alone_is_the_run_in_the_pack(name: str, arch: str) -> None:
     case = whole(name, arch)
     batch = case.base.batch(case.packed.runs)
@@ -246,11 +261,11 @@ def test_state_and_load_bring_back_every_run_alone(name: str, arch: str) -> None
     other = make(name, arch, range(len(case.starts)))
     untouched = outputs(other)
     last = case.runs[-1]
-    other.packed.load(last, {key: tensor.clone() for key, tensor in case.packed.state(last).items()})
+    other.packed.load(last, {key: tensor.clone() for key, tensor in saved(case.packed, last).items()})
     assert torch.equal(outputs(other)[last], expected[last])
     assert torch.equal(outputs(other)[:last], untouched[:last])
     for run in case.runs:
-        other.packed.load(run, case.packed.state(run))
+        other.packed.load(run, saved(case.packed, run))
     assert torch.equal(outputs(other), expected)
 
 
