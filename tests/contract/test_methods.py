@@ -31,12 +31,18 @@ FOLDER = TemporaryDirectory()  # of gradient estimates; goes when the process en
 
 #: Hyper-parameters that a tiny model needs, by method; the three runs differ in rank and alpha of themselves.
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "adalora": [{}, {"gamma": 0.1}, {"target": 1.0}],
     "gora": [{"batches": 2, "batch_size": 4}, {"batches": 2, "batch_size": 4, "gamma": 0.0},
              {"batches": 3, "batch_size": 4, "variant": "official_code", "lr_ratio_b": 4.0}],
+    "lora-fa": [{}, {"projected": True}, {}],
+    "lora-ga": [{"batches": 2}, {"batches": 2, "directions": "ArBr", "scale": "unit"}, {"batches": 3, "scale": "weightS"}],
     "lora-plus": [{"lr_ratio_b": 16.0}, {"lr_ratio_b": 1.5}, {"lr_ratio_b": 2.0}],
     "sparta": [{"entries": 150}, {"entries": 260, "allocation": "uniform", "selection_seed": 7},
                {"entries": 900, "selection": "bernoulli"}],
 }
+
+#: Methods that cut parts off, which then only the penalty reaches.
+PRUNED = {"adalora"}
 
 #: Methods that may start away from the base.
 MOVED = {"gora"}
@@ -273,7 +279,8 @@ def test_state_and_load_bring_back_every_run_alone(name: str, arch: str) -> None
 def test_gradient_reaches_all_that_is_trained_and_nothing_else(name: str, arch: str) -> None:
     case = whole(name, arch)
     batch = collate(case.base.data, [range(tiny.ITEMS)] * case.packed.runs, tiny.CPU)
-    case.base.loss_of(case.packed)(batch).sum().backward()
+    loss, penalty = case.base.loss_of(case.packed)(batch), case.packed.penalty()
+    (loss + penalty if name in PRUNED and penalty is not None else loss).sum().backward()
     ours = {id(parameter) for parameter, _ in case.packed.parameters()}
     frozen = [p for p in case.packed.model.parameters() if id(p) not in ours]
     assert all(p.grad is None and not p.requires_grad for p in frozen)
