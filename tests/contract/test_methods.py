@@ -37,6 +37,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "lora-fa": [{}, {"projected": True}, {}],
     "lora-ga": [{"batches": 2}, {"batches": 2, "directions": "ArBr", "scale": "unit"}, {"batches": 3, "scale": "weightS"}],
     "lora-plus": [{"lr_ratio_b": 16.0}, {"lr_ratio_b": 1.5}, {"lr_ratio_b": 2.0}],
+    "lorasc": [{"slow_alpha": 0.6}, {"slow_alpha": 1.0, "noise_scale": 0.0}, {"slow_alpha": 0.3, "noise_scale": 0.4}],
     "sparta": [{"entries": 150}, {"entries": 260, "allocation": "uniform", "selection_seed": 7},
                {"entries": 900, "selection": "bernoulli"}],
 }
