@@ -126,9 +126,6 @@ class GoRA(Method["GoRA.Config"]):
         ranks = allocate(config, layers, importances)
         return Preparation(Prepared(ranks, gradients), {"ranks": ranks, "importances": importances})
 
-    def restore(self, report: Mapping[str, Any]) -> Prepared:
-        return Prepared(report["ranks"], {})
-
     def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Adapter:
         return LowRank([self.start(layer, start) for start in starts])
 

@@ -160,18 +160,18 @@ def report(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Id of a run, or its beginning.")],
-    form: Annotated[str, typer.Option("--format", help="peft: an ordinary peft adapter.")] = "peft",
+    form: Annotated[str, typer.Option("--format", help="peft (an adapter), merged (a checkpoint) or own.")] = "peft",
     out: Annotated[Path | None, typer.Option(help="Folder to write into (default: RUN-FORMAT here).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's adapter so that stock peft loads it."""
+    """Write a run's trained weights in a form that others load without this project."""
     from suite import export as exporting
     from suite.errors import one_of
 
-    if form not in exporting.FORMATS:
-        raise UserError(f"--format {form}: use {one_of(exporting.FORMATS)}")
+    if form not in exporting.FORMS:
+        raise UserError(f"--format {form}: use {one_of(exporting.FORMS)}")
     record = exporting.find(run)
-    folder = exporting.to_peft(record, out or Path(f"{record.id}-{form}"))
+    folder = exporting.export(record, form, out or Path(f"{record.id}-{form}"))
     files = sorted(path.name for path in folder.iterdir())
     if as_json:
         _dump({"run": record.id, "folder": str(folder), "files": files})

@@ -1,70 +1,154 @@
-"""Turn a run's trained adapter into an ordinary peft adapter that stock `peft` loads on the run's base."""
+"""A run's trained weights in forms that others read: a peft adapter, a merged checkpoint, the method's own tensors.
+
+None of them needs this project to be loaded again.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from suite import bases, records, registry
-from suite.errors import UserError
+import torch
+from torch import Tensor
+
+from suite import bases, paths, records, registry
+from suite.errors import UserError, one_of
+from suite.method import Method
+from suite.packing import Packed
 from suite.records import Record
 
-FORMATS = ("peft",)
+#: What stock peft calls a low-rank adapter's tensors.
+_PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
 def find(run: str) -> Record:
     """The record of a run by id or by an unambiguous beginning of it. Raises `UserError` when there is none."""
-    from suite import paths
-
     found = sorted(path.name for path in paths.runs().glob(f"{run}*") if (path / "record.json").exists()) if run else []
     if len(found) != 1:
         what = f"{len(found)} runs begin with it" if found else "no such run has a record"
-        raise UserError(f"run {run!r}: {what} in {paths.runs()}; `suite plan STUDY` and `suite status STUDY` list ids")
+        raise UserError(f"run {run!r}: {what} in {paths.runs()}; `suite status STUDY --json` lists ids")
     record = records.load(found[0])
     assert record is not None
     return record
 
 
-def to_peft(record: Record, folder: Path) -> Path:
-    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`; returns it.
+def export(record: Record, form: str, folder: Path) -> Path:
+    """Write a run in a form (`FORMS`) into `folder`; returns it.
 
-    A classification run's task head (mean pooling, then a linear layer) has no place in a peft LoRA: it is written
-    beside the adapter as `head.safetensors`, with `head.json` saying how to use it.
+    A classification run's task head (mean pooling, then a linear layer) has no place in these forms: it is written
+    beside them as `head.safetensors`, with `head.json` saying how to use it.
 
-    Raises `UserError` when the run left no adapter, or its method is no LoRA.
+    Raises `UserError` when the run kept nothing, or the form does not fit its method.
     """
-    from peft import LoraConfig
-    from safetensors.torch import load_file, save_file
+    from suite.worker import Worker
 
-    spec = record.spec
-    method, task, base = registry.method(spec.method.id), registry.task(spec.task.id), bases.get(spec.base.id)
-    source = record.folder / "adapter.safetensors"
-    if not source.exists():
-        raise UserError(f"run {record.id}: it left no adapter (status {record.status}, method {method.label})")
-    shapes = bases.shapes(base, task)
-    config = method.Config.model_validate(spec.method.config)
-    fields = method.peft_config(config, shapes, method.restore(record.prepare))
-    if fields is None:
-        raise UserError(f"run {record.id}: {method.label} is no LoRA, so it cannot be written as a peft adapter")
-    state = load_file(source)
-    named = {"A": "lora_A", "B": "lora_B"}
-    adapter, head = {}, {}
-    for name, tensor in state.items():
-        layer, _, short = name.rpartition(".")
-        if layer == "head":
-            head[short] = tensor
-        elif tensor.numel():
-            adapter[f"base_model.model.{layer}.{named[short]}.weight"] = tensor.contiguous()
+    if form not in FORMS:
+        raise UserError(f"--format {form}: use {one_of(FORMS)}")
+    packed, loaded = Worker().revive(record)
+    try:
+        with torch.no_grad():
+            FORMS[form](record, packed, loaded, folder)
+            _head(record, packed, folder)
+    finally:
+        packed.detach()
+    return folder
+
+
+def _peft(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path) -> None:
+    """`adapter_config.json` and `adapter_model.safetensors`, which stock peft loads on the run's base."""
+    from safetensors.torch import save_file
+
+    method = packed.method
+    if method.trains == "foreign":
+        foreign: Any = packed.model
+        foreign.save_pretrained(str(folder))
+        return
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    folded = False
+    for layer, adapter in packed.adapters.items():
+        pair = adapter.factors(0)
+        folded |= pair is not None
+        state = adapter.state(0) if pair is None else {"A": pair[0], "B": pair[1]}
+        if set(state) - set(_PEFT_NAMES) or "A" not in state:
+            raise _unfit(record, method, "a LoRA", "merged or own")
+        ranks[layer] = state["A"].shape[0]
+        if ranks[layer]:
+            tensors |= {f"base_model.model.{layer}.{_PEFT_NAMES[name]}": tensor.cpu().float().contiguous()
+                        for name, tensor in state.items()}
+    if not tensors:
+        raise _unfit(record, method, "a LoRA", "merged or own")
+    fields = method.peft_config(packed.starts[0].config, packed.shapes, packed.starts[0].prepared)
+    if folded or fields is None:  # the scale is in B: alpha is each layer's rank
+        kept = {layer: rank for layer, rank in ranks.items() if rank}
+        fields = {"r": max(kept.values()), "lora_alpha": max(kept.values()), "use_rslora": False,
+                  "target_modules": list(kept), "rank_pattern": kept, "alpha_pattern": kept}
+    folder.mkdir(parents=True, exist_ok=True)
+    _lora_config(fields, loaded.base, conv1d=any(_is_conv1d(packed, layer) for layer in ranks)).save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _merged(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path) -> None:
+    """A Hugging Face checkpoint with the run's change added to the base's weights, and the tokenizer."""
+    if packed.method.trains == "foreign":
+        foreign: Any = packed.model
+        _checkpoint(foreign.merge_and_unload(), loaded, folder)
+    elif packed.method.trains == "adapter" and not packed.mergeable:
+        raise _unfit(record, packed.method, "a change of W", "own")
+    else:
+        with packed.merged(0) as model:
+            _checkpoint(model, loaded, folder)
+
+
+def _own(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path) -> None:
+    """The method's own tensors by layer (`adapter.safetensors`) and what made them (`run.json`)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = packed.state(0) | packed.constants(0)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items() if not name.startswith("head.")},
+              folder / "adapter.safetensors")
+    (folder / "run.json").write_text(record.spec.model_dump_json(indent=1), encoding="utf-8")
+
+
+FORMS: dict[str, Callable[[Record, Packed, bases.LoadedBase, Path], None]] = {
+    "peft": _peft, "merged": _merged, "own": _own,
+}
+
+
+def _checkpoint(model: Any, loaded: bases.LoadedBase, folder: Path) -> None:
+    model.save_pretrained(str(folder))
+    loaded.tokenizer.save_pretrained(str(folder))
+
+
+def _head(record: Record, packed: Packed, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    if packed.head is None:
+        return
+    task = registry.task(record.spec.task.id)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in packed.head.state(0).items()},
+              folder / "head.safetensors")
+    said = {"labels": task.labels, "pooling": "mean over real tokens of the last hidden state",
+            "logits": "weight @ pooled + bias", "task": task.id}
+    (folder / "head.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+
+
+def _lora_config(fields: dict[str, Any], base: bases.Base, conv1d: bool) -> Any:
+    from peft import LoraConfig
+
     place: dict[str, Any] = {"base_model_name_or_path": base.hub or base.path or base.id,
                              "revision": base.revision if base.hub else None}
     kind = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(base.kind)
-    folder.mkdir(parents=True, exist_ok=True)
-    LoraConfig(**fields, **place, task_type=kind, inference_mode=True).save_pretrained(str(folder))
-    save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if head:
-        save_file(head, folder / "head.safetensors")
-        said = {"labels": task.labels, "pooling": "mean over real tokens of the last hidden state",
-                "logits": "weight @ pooled + bias", "task": spec.task.id}
-        (folder / "head.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
-    return folder
+    return LoraConfig(**fields, **place, task_type=kind, inference_mode=True, fan_in_fan_out=conv1d)
+
+
+def _is_conv1d(packed: Packed, layer: str) -> bool:
+    return not isinstance(packed.model.get_submodule(layer).base, torch.nn.Linear)
+
+
+def _unfit(record: Record, method: Method[Any], what: str, instead: str) -> UserError:
+    return UserError(f"run {record.id}: {method.label} is not {what}, so it cannot be written like that; "
+                     f"use --format {instead}")

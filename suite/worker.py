@@ -16,10 +16,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from suite import bases, data, environment, gradients, metrics, objectives, records, registry
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
+from suite.errors import UserError
 from suite.generation import evaluate_text
 from suite.method import Context, GradientRequest, Method, Preparation, Shapes, Start
 from suite.packing import Head, Packed
@@ -45,6 +47,17 @@ class Outcome:
         if any(item.part for item in items):
             table.insert(1, "part", [item.part for item in items])
         return cls(_scores(task, items, table), table, decode)
+
+
+@dataclass
+class _Assembled:
+    """A pack that is ready to train, and what it was made of."""
+
+    loaded: bases.LoadedBase
+    items: TaskData
+    train_set: EncodedSet
+    prepared: list[Preparation]
+    packed: Packed
 
 
 class Worker:
@@ -85,21 +98,8 @@ class Worker:
                                         finished=_now(), environment=self.environment)) for spec in specs]
 
         with environment.PeakMemory(self.device.type) as before:
-            progress("load", 0, 1)
-            loaded = self._base(first.base.id, first.recipe.precision)
-            items = data.load(first.task)
-            train_set = self._encode(loaded, items, first.task, "train", first.recipe.max_length)
-            shapes = bases.shapes(base, task)
-            configs = [method.Config.model_validate(spec.method.config) for spec in specs]
-            clock.phase("load")
-
-            progress("prepare", 0, 1)
-            prepared = [self._prepare(method, config, spec, loaded, items, train_set, shapes)
-                        for config, spec in zip(configs, specs, strict=True)]
-            starts = [Start(config, spec.seed, preparation.data)
-                      for config, spec, preparation in zip(configs, specs, prepared, strict=True)]
-            packed = Packed(loaded.model, method, shapes, starts, self._head(loaded, task, len(specs)))
-            clock.phase("prepare")
+            made = self._assemble(specs, clock, progress)
+        loaded, items, train_set, packed = made.loaded, made.items, made.train_set, made.packed
         try:
             trained = None
             idle = environment.resident()
@@ -123,8 +123,9 @@ class Worker:
         clock.phase("save")
 
         results = []
+        shapes, prepared = packed.shapes, made.prepared
         for run, spec in enumerate(specs):
-            adapter = method.trained(configs[run], shapes, prepared[run].data)
+            adapter = method.trained(packed.starts[run].config, shapes, prepared[run].data)
             head = shapes.head if method.trains != "nothing" else 0
             total = adapter + head
             diverged = trained is not None and not trained.alive[run]
@@ -154,6 +155,36 @@ class Worker:
                 adapter=states[run],
             ))
         return results
+
+    def revive(self, record: Record) -> tuple[Packed, bases.LoadedBase]:
+        """A finished run's model as it was when training ended, on its base: made again from its spec, with what it
+        trained read from its record. Raises `UserError` when the run kept nothing."""
+        path = record.folder / "adapter.safetensors"
+        if not path.exists():
+            raise UserError(f"run {record.id}: it left no trained weights ({record.status}, method {record.spec.method.id})")
+        made = self._assemble([record.spec], _Clock(), lambda phase, done, total: None)
+        made.packed.load(0, load_file(path))
+        return made.packed, made.loaded
+
+    def _assemble(self, specs: Sequence[RunSpec], clock: _Clock, progress: Progress) -> _Assembled:
+        """Base, data and the pack of runs on it, ready to train."""
+        first = specs[0]
+        method, task = registry.method(first.method.id), registry.task(first.task.id)
+        progress("load", 0, 1)
+        loaded = self._base(first.base.id, first.recipe.precision)
+        items = data.load(first.task)
+        train_set = self._encode(loaded, items, first.task, "train", first.recipe.max_length)
+        shapes = bases.shapes(loaded.base, task)
+        configs = [method.Config.model_validate(spec.method.config) for spec in specs]
+        clock.phase("load")
+        progress("prepare", 0, 1)
+        prepared = [self._prepare(method, config, spec, loaded, items, train_set, shapes)
+                    for config, spec in zip(configs, specs, strict=True)]
+        starts = [Start(config, spec.seed, preparation.data)
+                  for config, spec, preparation in zip(configs, specs, prepared, strict=True)]
+        packed = Packed(loaded.model, method, shapes, starts, self._head(loaded, task, len(specs)))
+        clock.phase("prepare")
+        return _Assembled(loaded, items, train_set, prepared, packed)
 
     def _base(self, base_id: str, precision: str) -> bases.LoadedBase:
         if base_id not in self._bases:

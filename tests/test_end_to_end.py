@@ -110,11 +110,11 @@ def test_the_same_spec_gives_the_same_numbers_bit_for_bit(world: World, tmp_path
         pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
-@pytest.mark.parametrize("method", ["lora", "gora"])
-def test_an_exported_adapter_gives_the_recorded_answers_in_stock_peft(world: World, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "form"), [("lora", "peft"), ("gora", "peft"), ("gora", "merged")])
+def test_an_exported_run_gives_the_recorded_answers(world: World, method: str, form: str, tmp_path: Path) -> None:
     """A fresh process without this project: transformers, peft and the files alone."""
     record = world.records()[method]
-    done = world.suite("export", record["id"], "--out", str(tmp_path / "adapter"))
+    done = world.suite("export", record["id"], "--format", form, "--out", str(tmp_path / "adapter"))
     assert done.returncode == 0, done.stderr
     predictions = pd.read_parquet(world.folder / "results" / "runs" / record["id"] / "predictions.parquet")
     items = data.load(TaskRef.model_validate(record["spec"]["task"])).test
@@ -127,8 +127,11 @@ def test_an_exported_adapter_gives_the_recorded_answers_in_stock_peft(world: Wor
         from safetensors.torch import load_file
         from transformers import AutoModel, AutoTokenizer
 
-        base, folder = sys.argv[1], sys.argv[2]
-        model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder + "/adapter").eval()
+        base, folder, form = sys.argv[1:]
+        if form == "peft":
+            model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder + "/adapter").eval()
+        else:
+            model = AutoModel.from_pretrained(folder + "/adapter").eval()
         head, tokenizer = load_file(folder + "/adapter/head.safetensors"), AutoTokenizer.from_pretrained(base)
         labels = []
         for text in json.load(open(folder + "/items.json")):
@@ -139,6 +142,6 @@ def test_an_exported_adapter_gives_the_recorded_answers_in_stock_peft(world: Wor
         print(json.dumps(labels))
     """), encoding="utf-8")
     environment = {key: value for key, value in world.environment.items() if key != "PYTHONPATH"}
-    told = subprocess.run([sys.executable, "-P", str(script), str(assets.fetch("minilm")), str(tmp_path)],
+    told = subprocess.run([sys.executable, "-P", str(script), str(assets.fetch("minilm")), str(tmp_path), form],
                           capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
     assert json.loads(told.splitlines()[-1]) == predictions["predicted"].tolist()
