@@ -48,12 +48,14 @@ class Shapes:
     """All that parameter counting needs to know of a base, known without loading its weights.
 
     `layers`: every linear layer that can be adapted (never the output head). `parameters`: scalars of the whole base.
-    `head`: scalars of the task head that every trained run of a classification task has (0: none).
+    `head`: scalars of the task head that every trained run of a classification task has (0: none). `skeleton()` builds
+    the whole base without memory (meta tensors), for methods whose count hangs on more than linear layers.
     """
 
     layers: tuple[Layer, ...]
     parameters: int
     head: int = 0
+    skeleton: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
 
 class MethodConfig(Frozen):
@@ -298,6 +300,16 @@ class Method(ABC, Generic[C]):
         Only called for layers that the config targets. Every run of the pack has the same `structure`.
         """
         return None
+
+    def penalty(self, model: Any) -> Tensor | None:
+        """What a foreign model adds to the loss of its run, `[1]`."""
+        return None
+
+    def stepped(self, model: Any, step: int, steps: int) -> None:
+        """Called after every update of a foreign model, with the gradients still at hand."""
+
+    def end(self, model: Any) -> None:
+        """Called when a foreign model has been trained, before anything is scored or saved."""
 
     def targets(self, config: C, shapes: Shapes) -> list[Layer]:
         """The layers this config adapts."""

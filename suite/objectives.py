@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from suite.packing import Head, wide
 def classify(model: Any, head: Head, batch: Batch) -> Tensor:
     """Logits `[runs, batch, classes]`: encoder, mean over real tokens, head of each run."""
     hidden = model(input_ids=batch.tokens, attention_mask=batch.mask).last_hidden_state
+    hidden = hidden[:, -batch.tokens.shape[1]:]  # a tuner of peft may put virtual tokens in front
     hidden = hidden.to(wide(hidden.dtype))
     weights = batch.mask.unsqueeze(-1).to(hidden.dtype)
     return head((hidden * weights).sum(1) / weights.sum(1))
@@ -34,8 +37,7 @@ def language_loss(model: Any, runs: int, batch: Batch) -> Tensor:
 
     The vocabulary is only ever visited at positions that carry loss.
     """
-    output = model.base_model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-    hidden = output.last_hidden_state
+    hidden = _last_hidden(model, batch)
     targets = batch.labels[:, 1:]
     carries = targets != -100
     logits = model.get_output_embeddings()(hidden[:, :-1][carries])
@@ -45,3 +47,25 @@ def language_loss(model: Any, runs: int, batch: Batch) -> Tensor:
     sums = losses.new_zeros(runs).index_add(0, owner, losses)
     counts = losses.new_zeros(runs).index_add(0, owner, torch.ones_like(losses))
     return sums / counts.clamp(min=1)
+
+
+def _last_hidden(model: Any, batch: Batch) -> Tensor:
+    """What the output head of a causal model reads at the batch's positions, `[rows, length, hidden]`.
+
+    A tuner of peft acts in its own forward, so there the whole model is called, with a head that hands on what it gets;
+    and it may put virtual tokens in front.
+    """
+    inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask}
+    if not hasattr(model, "peft_config"):
+        return model.base_model(**inputs, use_cache=False).last_hidden_state
+    with _handing_on(model.get_output_embeddings()):
+        return model(**inputs, use_cache=False).logits[:, -batch.tokens.shape[1]:]
+
+
+@contextmanager
+def _handing_on(head: Any) -> Iterator[None]:
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward  # the class's own is seen again

@@ -143,6 +143,8 @@ class Packed:
 
     def penalty(self) -> Tensor | None:
         """Extra loss of each run from the last forward, `[runs]`, averaged over the layers that have one."""
+        if self.method.trains == "foreign":
+            return self.method.penalty(self.model)
         found = [p for adapter in self.adapters.values() if (p := adapter.penalty()) is not None]
         return torch.stack(found).mean(0) if found else None
 
@@ -155,11 +157,15 @@ class Packed:
         """An update has been made; gradients are still at hand."""
         for adapter in self.adapters.values():
             adapter.stepped(step, steps)
+        if self.method.trains == "foreign":
+            self.method.stepped(self.model, step, steps)
 
     def end(self) -> None:
         """Training is over."""
         for adapter in self.adapters.values():
             adapter.end()
+        if self.method.trains == "foreign":
+            self.method.end(self.model)
 
     def parameters(self) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
         """Every trained tensor with its `[runs]` learning-rate ratio (None: 1)."""

@@ -226,6 +226,7 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
     answer = evaluation.decode.max_new_tokens if evaluation.decode else 0
     step, passes = {
         "adapter": (4 * N + 6 * trained, 1.0),
+        "foreign": (4 * N + 6 * trained, 1.0),
         "base": (6 * N, 1.0),
         "head": (2 * N, 1 / 3),
         "nothing": (0, 0.0),
@@ -236,7 +237,7 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
     width = 4 if recipe.precision == "float32" else 2
     common = machine.overhead + (0 if trains == "base" else width * shapes.parameters)
     adapted = method.targets(config, shapes)
-    if trains in ("adapter", "base"):
+    if trains in ("adapter", "base", "foreign"):
         kept = activations(layers, adapted, width)
     else:
         kept = max((activations([x], [], width) for x in layers), default=0)

@@ -1,6 +1,7 @@
 """Finds methods and tasks: built-ins by scanning `methods/` and `tasks/`, third parties by entry point.
 
-A module registers a thing by defining a concrete subclass of `Method` or `Task` with an `id` of its own.
+A module registers a thing by defining a concrete subclass of `Method` or `Task` with an `id` of its own, or a list
+`METHODS` or `TASKS` of objects, where there are many of one make.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def task(name: str) -> Task:
 
 def _collect(package: str, group: str, kind: type[T]) -> dict[str, T]:
     found: dict[str, T] = {}
+    made: list[T] = []
     modules: list[ModuleType] = []
     root = importlib.import_module(package)
     for info in pkgutil.iter_modules(root.__path__):
@@ -57,9 +59,12 @@ def _collect(package: str, group: str, kind: type[T]) -> dict[str, T]:
         for _, cls in inspect.getmembers(module, inspect.isclass):
             own = cls.__module__ == module.__name__
             if own and issubclass(cls, kind) and not inspect.isabstract(cls) and "id" in vars(cls):
-                name = cls.id  # type: ignore[attr-defined]
-                if name in found:
-                    raise UserError(f"{package}: two classes register the id {name!r}: "
-                                    f"{type(found[name]).__qualname__} and {cls.__qualname__}")
-                found[name] = cls()
+                made.append(cls())
+        made.extend(getattr(module, package.upper(), ()))
+    for thing in made:
+        name = thing.id  # type: ignore[attr-defined]
+        if name in found:
+            raise UserError(f"{package}: two classes register the id {name!r}: "
+                            f"{type(found[name]).__qualname__} and {type(thing).__qualname__}")
+        found[name] = thing
     return found

@@ -150,18 +150,28 @@ class Tiny:
 
 def build(arch: str, dtype: torch.dtype = torch.float64) -> Tiny:
     """A fresh model, the same at every call."""
-    kind, model_class, config_class, facts = _ARCHITECTURES[arch]
+    kind = _ARCHITECTURES[arch][0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options = {"add_pooling_layer": False} if arch == "bert" else {}
-        model = getattr(transformers, model_class)(getattr(transformers, config_class)(**facts), **options)
+        model = _model(arch)
     if dtype == torch.float64:
         _keep_float64(model)
     model.to(dtype).requires_grad_(False).eval()
     layers = tuple(bases.layer_of(n, m) for n, m in bases.linear_layers(model).items())
     size = sum(p.numel() for p in model.parameters())
-    shapes = Shapes(layers, size, head=CLASSES * (WIDTH + 1) if kind == "encoder" else 0)
+    shapes = Shapes(layers, size, CLASSES * (WIDTH + 1) if kind == "encoder" else 0, lambda: _skeleton(arch))
     return Tiny(arch, kind, model, shapes, data(generation=kind != "encoder"))
+
+
+def _model(arch: str) -> Any:
+    _, model_class, config_class, facts = _ARCHITECTURES[arch]
+    options = {"add_pooling_layer": False} if arch == "bert" else {}
+    return getattr(transformers, model_class)(getattr(transformers, config_class)(**facts), **options)
+
+
+def _skeleton(arch: str) -> Any:
+    with torch.device("meta"):
+        return _model(arch).requires_grad_(False).eval()
 
 
 def data(generation: bool, items: int = ITEMS, seed: int = 0) -> EncodedSet:
