@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests import tiny
 
-NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
+NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector.weight"}
 
 
 def attach(arch: str, fields: Mapping[str, Any], state: Mapping[str, Tensor]) -> tiny.Tiny:
