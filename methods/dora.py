@@ -46,7 +46,8 @@ class Decomposed(LowRank):
         A, B, scale = self.A, self.B, self.scale.to(self.A.dtype)
         WA = (self.W.to(A.dtype) @ A.flatten(0, 1).mT).unflatten(1, A.shape[:2]).movedim(1, 0)  # [runs, out, rank]
         added = (2 * scale * WA + scale**2 * torch.bmm(B, torch.bmm(A, A.mT))) * B
-        return (self.squares + added.sum(-1, keepdim=True)).sqrt()[..., 0]
+        squares = self.squares + added.sum(-1, keepdim=True)
+        return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()[..., 0]  # a row of zeros stays one
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return (self.magnitude / self.norms())[:, None] * super().forward(x, y)

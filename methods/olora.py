@@ -34,8 +34,10 @@ class OLoRA(LoRA):
         """`rank`, and `alpha` of the scale alpha / rank (LoRA's defaults: the paper's own could not be verified)."""
 
     def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Adapter:
-        Q, R = torch.linalg.qr(weight.double())
+        wide = weight.double()
         ranks = [start.config.rank for start in starts]
+        Q = torch.linalg.qr(wide[:, :max(ranks)]).Q  # the first columns of Q depend on the first columns of W alone
+        R = (Q.mT @ wide).triu()
         return Departing([Factors(R[:rank], Q[:, :rank], self.scale(start.config, rank))
                           for rank, start in zip(ranks, starts, strict=True)])
 

@@ -352,6 +352,8 @@ def test_olora_begins_on_the_first_columns_of_w(shape: tuple[int, int]) -> None:
     same((B @ A)[:, :3], W[:, :3])
     assert not (B @ A)[:, 3:].allclose(W[:, 3:])
     assert torch.equal(A, A.triu())
+    Q, R = torch.linalg.qr(W)
+    same(B @ A, Q[:, :3] @ R[:3])
 
 
 # LoRA-GA --------------------------------------------------------------------------------------------------------------
@@ -483,6 +485,18 @@ def test_dora_by_its_equation_and_no_gradient_through_the_norm() -> None:
     before = adapter(x, y)
     adapter.magnitude.data *= 3
     same(adapter(x, y), 3 * before)
+
+
+def test_dora_leaves_a_row_of_zeros_as_it_is() -> None:
+    W = randn(8, 12)
+    W[5] = 0
+    adapter = registry.method("dora").adapter(LAYER, W, [Start(DoRA.Config(rank=3), 0)])
+    assert adapter is not None
+    x = randn(1, 5, 12, seed=3)
+    found = adapter.double()(x, x @ W.mT)
+    assert torch.equal(found, x @ W.mT)
+    found.square().sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in adapter.parameters())  # type: ignore[union-attr]
 
 
 def test_dora_counts_a_length_per_output_and_scales_by_two() -> None:
