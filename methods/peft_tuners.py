@@ -407,10 +407,19 @@ def _counted(tuner: Tuner, options_json: str, size: int | None, shapes: Shapes) 
     if not facts.layers:
         raise ValueError("this base has no linear layer that could be adapted")
     options = _options(tuner, json.loads(options_json), size, facts)
+    _leave_positions(tuner, options, facts)
     try:
         return _count_of(tuner, options, facts)
     except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, AssertionError) as error:
         raise ValueError(f"peft:{tuner.kind} cannot be built on this base: {_first_line(error)}") from None
+
+
+def _leave_positions(tuner: Tuner, options: Options, facts: Facts) -> None:
+    """Raise `ValueError` where virtual tokens take more than half of the places that the base has."""
+    virtual = options.get("num_virtual_tokens", len(options.get("cpt_token_ids", ())))
+    places = getattr(facts.model.config, "max_position_embeddings", None)
+    if places is not None and virtual > places // 2:
+        raise ValueError(f"peft:{tuner.kind}: {virtual} virtual tokens leave too few of the base's {places} positions")
 
 
 def _count_of(tuner: Tuner, options: Options, facts: Facts) -> int:

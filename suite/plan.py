@@ -128,14 +128,16 @@ def make(
         base = bases.get(spec.base.id)
         shapes = bases.shapes(base, task)
         config = method.Config.model_validate(spec.method.config)
-        total = method.trainable(config, shapes) + (shapes.head if method.trains != "nothing" else 0)
+        skip = method.skip(base.kind, task.kind) or spec.unmet
+        head = shapes.head if method.trains != "nothing" else 0
+        total = 0 if spec.unmet else method.trainable(config, shapes) + head
         record = known.get(spec.id)
         expected = estimates[spec.id]
         runs.append(PlannedRun(
             id=spec.id, table=cell.table, row=cell.row, label=study.rows[cell.row].label,
             method=spec.method.id, base=spec.base.id, task=spec.task.id, rank=cell.rank, seed=spec.seed,
             learning_rate=spec.recipe.learning_rate, trainable=total, share=total / shapes.parameters,
-            status=record.status if record else "planned", skip=method.skip(base.kind, task.kind),
+            status=record.status if record else "planned", skip=skip,
             seconds=expected.seconds, memory=expected.memory,
             fits=machine.capacity is None or expected.memory <= machine.capacity,
         ))
@@ -207,7 +209,7 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
     """
     base, task = bases.get(spec.base.id), registry.task(spec.task.id)
     method = registry.method(spec.method.id)
-    if method.skip(base.kind, task.kind):
+    if method.skip(base.kind, task.kind) or spec.unmet:
         return Estimate(0.1, machine.overhead, machine.overhead)
     shapes, config = bases.shapes(base, task), method.Config.model_validate(spec.method.config)
     recipe, evaluation, trains = spec.recipe, spec.evaluation, method.trains

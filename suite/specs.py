@@ -142,7 +142,10 @@ class Budget(Frozen):
 
 
 class RunSpec(Frozen):
-    """One fully resolved cell of a study."""
+    """One fully resolved cell of a study.
+
+    `unmet`: why the method cannot have its budget. Such a run is recorded as skipped and never trained.
+    """
 
     base: BaseRef
     task: TaskRef
@@ -152,12 +155,14 @@ class RunSpec(Frozen):
     evaluation: Evaluation
     seed: Annotated[int, Field(ge=0)]
     engine: int = ENGINE_VERSION
+    unmet: str | None = None
 
     @property
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of the canonical JSON of this spec. How its budget was worded is left out: what
         the budget led to stands in the method's config."""
-        return digest(self.model_dump(mode="json", exclude={"budget"}))[:12]
+        without = {"budget"} if self.unmet is not None else {"budget", "unmet"}
+        return digest(self.model_dump(mode="json", exclude=without))[:12]
 
     @property
     def packing_key(self) -> tuple[str, ...]:
@@ -171,6 +176,7 @@ class RunSpec(Frozen):
             self.method.id,
             recipe.model_dump_json(),
             self.evaluation.model_dump_json(),
+            self.unmet or "",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,7 +58,8 @@ class PublishedRef(Frozen):
 
 class Table(Frozen):
     """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row; `train` is a number of
-    items, or one per task."""
+    items, or one per task. `unmet`: what becomes of a method that cannot have a budget: the study is refused, or its runs
+    are recorded as skipped, with the reason."""
 
     title: str
     base: str
@@ -71,6 +73,7 @@ class Table(Frozen):
     recipe: Recipe
     learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    unmet: Literal["refuse", "skip"] = "refuse"
     evaluation: Evaluation = Evaluation()
     published: PublishedRef | None = None
     notes: tuple[str, ...] = ()
@@ -103,7 +106,11 @@ class Edition(Frozen):
 
 
 class Study(Frozen):
-    """A study file. `scales` may hold any of desk, bench and paper."""
+    """A study file. `scales` may hold any of desk, bench and paper.
+
+    A row whose method is a pattern (`*`, `peft:*`) stands for one row per registered method that it matches, under the
+    method's id and label; a table that names it has them all.
+    """
 
     id: str
     title: str
@@ -111,6 +118,22 @@ class Study(Frozen):
     about: str
     rows: dict[str, Row]
     scales: dict[Scale, Edition]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patterns_become_rows(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
+            return content
+        rows: dict[str, Any] = {}
+        made: dict[str, list[str]] = {}
+        for name, row in content["rows"].items():
+            pattern = row.get("method") if isinstance(row, dict) else None
+            known = registry.methods() if isinstance(pattern, str) and "*" in pattern else {}
+            found = {id: method for id, method in sorted(known.items()) if fnmatchcase(id, str(pattern))}
+            rows |= {id: {"label": method.label} | row | {"method": id} for id, method in found.items()} or {name: row}
+            if found:
+                made[name] = list(found)
+        return {**content, "rows": rows, "scales": _spread(content.get("scales"), made)} if made else content
 
     def edition(self, scale: str) -> Edition:
         """The edition at a scale. Raises `UserError` naming the scales that the study has."""
@@ -200,7 +223,13 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                     method, config = resolve_method(row, table.options.get(row.method, {}), where)
                     if method.size is None and position > 0:
                         continue
-                    sized = _sized(method, config, budget, bases.shapes(base, task), f"{where}, base {base.id}")
+                    unmet = None
+                    try:
+                        sized = _sized(method, config, budget, bases.shapes(base, task), f"{where}, base {base.id}")
+                    except UserError as error:
+                        if table.unmet == "refuse":
+                            raise
+                        sized, unmet = config, str(error.__cause__ or error)
                     rate = table.learning_rates.get(row_id, table.recipe.learning_rate)
                     for seed in table.seeds if method.trains != "nothing" else table.seeds[:1]:
                         yield Cell(table_id, row_id, RunSpec(
@@ -212,6 +241,7 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                             recipe=table.recipe.model_copy(update={"learning_rate": rate}),
                             evaluation=table.evaluation,
                             seed=seed,
+                            unmet=unmet,
                         ))
 
 
@@ -224,8 +254,16 @@ def _sized(method: Any, config: Any, budget: Budget, shapes: Any, where: str) ->
         problem = yamlfile.explain(error, config.model_dump(), method.Config)
         raise UserError(f"{where}: options of {method.id} at {budget.label}: {problem}") from None
     except (UserError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from error
     return sized
+
+
+def _spread(scales: Any, made: dict[str, list[str]]) -> Any:
+    """The scales with every pattern's name in a table's rows replaced by the rows that it stands for."""
+    if isinstance(scales, dict):
+        return {key: [one for name in value for one in (made.get(name, [name]) if isinstance(name, str) else [name])]
+                if key == "rows" and isinstance(value, list) else _spread(value, made) for key, value in scales.items()}
+    return scales
 
 
 def _check_names(study: Study, path: Path) -> None:

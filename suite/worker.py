@@ -92,7 +92,7 @@ class Worker:
         method = registry.method(first.method.id)
         task = registry.task(first.task.id)
         base = bases.get(first.base.id)
-        reason = method.skip(base.kind, task.kind)
+        reason = method.skip(base.kind, task.kind) or first.unmet
         if reason is not None:
             return [records.save(Record(id=spec.id, spec=spec, status="skipped", reason=reason, started=clock.began,
                                         finished=_now(), environment=self.environment)) for spec in specs]

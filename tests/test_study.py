@@ -16,6 +16,7 @@ from suite import bases, registry, study
 from suite.errors import UserError, one_of
 from suite.specs import Decode, RunSpec, digest
 from suite.study import Cell
+from suite.worker import Worker
 
 STUDY: dict[str, Any] = {
     "id": "tiny",
@@ -294,6 +295,56 @@ def test_runs_that_differ_in_anything_else_may_not(tmp_path: Path) -> None:
         assert first(tmp_path, "lora", edit).packing_key != key
 
 
+# Patterns, and budgets that cannot be met
+
+
+def test_a_row_with_a_pattern_stands_for_every_method_that_it_matches(tmp_path: Path) -> None:
+    made = study.load(str(written(tmp_path, put("rows", "low", {"method": "*lora-*", "options": {"alpha": 4.0}}),
+                                  put(*TABLE, "rows", ["lora", "low"]))))
+    names = sorted(name for name in registry.methods() if "lora-" in name)
+    assert "lora-plus" in names
+    assert made.scales["desk"].tables["main"].rows == ("lora", *names)
+    assert [made.rows[name].method for name in names] == names
+    assert made.rows["lora-plus"].label == registry.method("lora-plus").label
+    assert made.rows["lora-plus"].options == {"alpha": 4.0}
+    assert "low" not in made.rows
+
+
+def test_a_pattern_that_matches_nothing_is_an_unknown_method(tmp_path: Path) -> None:
+    path = written(tmp_path, put("rows", "low", {"method": "nobody*", "label": "None"}))
+    assert "rows.low: method: unknown method 'nobody*'" in sentence_of(study.load, str(path))
+
+
+def test_a_budget_that_cannot_be_met_is_refused_or_skipped_as_the_table_says(tmp_path: Path) -> None:
+    row = put("rows", "lokr", {"method": "peft:lokr", "label": "LoKr"})
+    edits = (row, put(*TABLE, "rows", ["lora", "lokr"]), put(*TABLE, "budgets", [{"like": "lora@8"}, {"params": 30000}]))
+    reason = "budget lora@8: LoKr (peft) cannot train about 331,776 scalars here"
+    assert reason in sentence_of(cells, tmp_path, *edits)
+    found = [cell for cell in cells(tmp_path, *edits, put(*TABLE, "unmet", "skip")) if cell.row == "lokr"]
+    fates = {(cell.spec.budget.label, (cell.spec.unmet or "").startswith(reason)) for cell in found if cell.spec.budget}
+    assert fates == {("lora@8", True), ("30,000 parameters", False)}
+    unmet, met = (next(c.spec for c in found if bool(c.spec.unmet) is skipped) for skipped in (True, False))
+    assert unmet.packing_key != met.packing_key
+    # A run that was never had is no other run, whatever config it carries.
+    assert unmet.id != unmet.model_copy(update={"unmet": None}).id
+    assert met.id == digest(met.model_dump(mode="json", exclude={"budget", "unmet"}))[:12]
+
+
+def test_a_run_whose_budget_is_unmet_is_recorded_as_skipped_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUITE_RESULTS", str(tmp_path / "results"))
+    spec = first(tmp_path, "lora").model_copy(update={"unmet": "too many scalars"})
+    record, = Worker().run([spec])
+    assert (record.status, record.reason, record.id) == ("skipped", "too many scalars", spec.id)
+
+
+def test_the_tour_names_every_method_once() -> None:
+    found = study.load("tour")
+    for edition in found.scales.values():
+        assert [sorted(table.rows) for table in edition.tables.values()] == [sorted(registry.methods())]
+
+
 # One sentence for every wrong input
 
 
@@ -429,7 +480,7 @@ GORA = one_of(list(registry.method("gora").Config.model_fields))
         (
             put(*TABLE, "models", "x"),
             f"{AT}.models: unknown key; use title, base, tasks, rows, reference, budgets, seeds, "
-            "train, test, recipe, learning_rates, options, evaluation, published or notes",
+            "train, test, recipe, learning_rates, options, unmet, evaluation, published or notes",
         ),
         (put("rows", "lora", "labels", "x"), "rows.lora.labels: unknown key; use method, label or options"),
         (put("row", {}), "row: unknown key; use id, title, paper, about, rows or scales"),
