@@ -24,7 +24,7 @@ from suite import paths
 PACKAGES = (
     "peft-suite", "torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "evaluate",
     "lm_eval", "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "scipy", "statsmodels",
-    "gguf",
+    "gguf", "bitsandbytes",
 )
 
 

@@ -128,6 +128,10 @@ class Adapter(nn.Module, ABC):
         """One run's frozen tensors that seed and base do not safely give again, by short name: saved beside `state`."""
         return {}
 
+    def alone(self, run: int) -> Adapter:
+        """An adapter for one run that shares what is frozen, for `load` to fill. Called where `Method.frees_weights`."""
+        raise NotImplementedError
+
     def load(self, run: int, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave, and of `constants` what is there."""
         with torch.no_grad():
@@ -248,6 +252,8 @@ class Method(ABC, Generic[C]):
     trains: ClassVar[Literal["adapter", "head", "base", "foreign", "nothing"]] = "adapter"
     size: ClassVar[str | None] = None  # the config's field that a budget sets, a whole number (None: there is none)
     spoils_base: ClassVar[bool] = False  # True: the base in memory cannot serve another run afterwards
+    #: True: the adapters hold W in another form (quantised), and the base's own weights are let go. Spoils the base.
+    frees_weights: ClassVar[bool] = False
 
     @abstractmethod
     def trainable(self, config: C, shapes: Shapes) -> int:

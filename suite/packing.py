@@ -83,7 +83,7 @@ class Packed:
     """A base with the adapters and heads of a pack attached. `detach()` gives the base back, untouched."""
 
     def __init__(self, model: nn.Module, method: Method[Any], shapes: Shapes, starts: Sequence[Start],
-                 head: Head | None = None) -> None:
+                 head: Head | None = None, adapters: Mapping[str, Adapter] | None = None) -> None:
         self.model = model if method.trains != "foreign" else starts[0].prepared
         self.method = method
         self.shapes = shapes
@@ -97,10 +97,14 @@ class Packed:
         if len({method.structure(start.config) for start in starts}) > 1:
             raise ValueError("the runs of a pack differ in more than a pack can hold (adapted layers, stages ...)")
         targets = method.targets(starts[0].config, shapes)
-        made = [(layer, method.adapter(layer, self._weight(layer), starts)) for layer in targets]
+        made = [(layer, adapters[layer.name] if adapters else method.adapter(layer, self._weight(layer), starts))
+                for layer in targets]
         for layer, adapter in made:  # only now that all could be made: a failure leaves the base as it was
             if adapter is not None:
                 self._attach(layer, adapter.to(*place))
+        if method.frees_weights:
+            for wrapped in self._wrapped.values():
+                wrapped.base.weight = nn.Parameter(wrapped.weight.new_empty(0, 0), requires_grad=False)
         if head is not None:
             head.to(*place)
         if method.trains == "base":
@@ -216,9 +220,10 @@ class Packed:
         if self.runs == 1:
             yield self.model
             return
+        own = {name: adapter.alone(run) for name, adapter in self.adapters.items()} if self.method.frees_weights else None
         for name, wrapped in self._wrapped.items():
             _replace(self.model, name, wrapped.base)
-        solo = Packed(self.model, self.method, self.shapes, [self.starts[run]])
+        solo = Packed(self.model, self.method, self.shapes, [self.starts[run]], adapters=own)
         try:
             solo.load(run=0, tensors=self.state(run) | self.constants(run))
             yield self.model
