@@ -161,13 +161,22 @@ class NoisyCascade(Cascade, WholeAdapter):
             y = Redrawn.apply(x, self.noisy)
         return self.forward(x, y)
 
-    @torch.no_grad()
     def begin(self, stage: int, stages: int) -> None:
         super().begin(stage, stages)
-        history = [self.scale[run] * merged["merged_B"] @ merged["merged_A"]
-                   for run, merged in enumerate(map(self.constants, range(len(self.laws))))]
-        self.spreads = torch.stack([spread(self.weight.to(change.dtype) + change, law)
-                                    for law, change in zip(self.laws, history, strict=True)])  # [runs, out or 1, 1]
+        self.measure()
+
+    def load(self, run: int, state: Mapping[str, Tensor]) -> None:
+        super().load(run, state)
+        self.measure()
+
+    def measure(self) -> None:
+        """The spread of the noise of each run, from the backbone W_t as it is merged now."""
+        spreads = []
+        for run, law in enumerate(self.laws):
+            merged = self.constants(run)
+            change = self.scale[run] * (merged["merged_B"] @ merged["merged_A"])
+            spreads.append(spread(self.weight.to(change.dtype) + change, law))
+        self.spreads = torch.stack(spreads)  # [runs, out or 1, 1]
 
     def noisy(self) -> Tensor:
         """W + E of every run, `[runs, out, in]`, equal at every call within a cascade."""
