@@ -35,9 +35,10 @@ class Departing(LowRank):
         self.register_buffer("B0", self.B.detach().clone())
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        now = torch.bmm(torch.bmm(x, self.A.mT), self.B.mT)
-        then = torch.bmm(torch.bmm(x, self.A0.mT), self.B0.mT)
-        return y + (now - then) * self.scale.to(x.dtype)  # the same sums in the same order: exactly y at the start
+        scale = self.scale.to(x.dtype)
+        now = torch.bmm(torch.bmm(x, self.A.mT) * scale, self.B.mT)
+        then = torch.bmm(torch.bmm(x, self.A0.mT) * scale, self.B0.mT)
+        return y + (now - then)  # the same sums in the same order: exactly y at the start
 
     def delta(self, run: int) -> Tensor:
         return self.scale[run] * (self.B[run] @ self.A[run] - self.B0[run] @ self.A0[run])
