@@ -58,8 +58,9 @@ class PublishedRef(Frozen):
 
 class Table(Frozen):
     """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row; `train` is a number of
-    items, or one per task. `unmet`: what becomes of a method that cannot have a budget: the study is refused, or its runs
-    are recorded as skipped, with the reason."""
+    items, or one per task. `sizes` gives rows the size that their paper has, in place of what a budget solves for.
+    `unmet`: what becomes of a method that cannot have a budget: the study is refused, or its runs are recorded as
+    skipped, with the reason."""
 
     title: str
     base: str
@@ -73,6 +74,7 @@ class Table(Frozen):
     recipe: Recipe
     learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sizes: dict[str, PositiveInt] = Field(default_factory=dict)
     unmet: Literal["refuse", "skip"] = "refuse"
     evaluation: Evaluation = Evaluation()
     published: PublishedRef | None = None
@@ -225,7 +227,8 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                         continue
                     unmet = None
                     try:
-                        sized = _sized(method, config, budget, bases.shapes(base, task), f"{where}, base {base.id}")
+                        sized = _sized(method, config, budget, table.sizes.get(row_id), bases.shapes(base, task),
+                                       f"{where}, base {base.id}")
                     except UserError as error:
                         if table.unmet == "refuse":
                             raise
@@ -245,10 +248,10 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                         ))
 
 
-def _sized(method: Any, config: Any, budget: Budget, shapes: Any, where: str) -> Any:
-    """The config at a budget, checked against the layers: what fits one budget need not fit another."""
+def _sized(method: Any, config: Any, budget: Budget, size: int | None, shapes: Any, where: str) -> Any:
+    """The config at a size or budget, checked against the layers: what fits one budget need not fit another."""
     try:
-        sized = fit(method, config, budget, shapes)
+        sized = fit(method, config, budget, shapes) if size is None else method.resized(config, size)
         method.check(sized, shapes)
     except ValidationError as error:
         problem = yamlfile.explain(error, config.model_dump(), method.Config)
@@ -271,7 +274,7 @@ def _check_names(study: Study, path: Path) -> None:
     for scale, edition in study.scales.items():
         for table_id, table in edition.tables.items():
             where = f"{path}: scales.{scale}.tables.{table_id}"
-            for key, used in (("rows", table.rows), ("learning_rates", table.learning_rates)):
+            for key, used in (("rows", table.rows), ("learning_rates", table.learning_rates), ("sizes", table.sizes)):
                 for name in used:
                     if name not in study.rows:
                         raise UserError(f"{where}.{key}: unknown row {name!r}; use {one_of(list(study.rows))}")
