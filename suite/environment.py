@@ -5,6 +5,7 @@ Nothing here tells who ran it or where: no user, host or folder names.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -98,6 +99,13 @@ def cpu_name() -> str:
 def resident() -> int:
     """Bytes of this process that are in memory now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def release() -> None:
+    """Give freed memory back to the system where the C library can (glibc), so that what is resident is what is used."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 class PeakMemory:

@@ -97,11 +97,13 @@ class Worker:
             return [records.save(Record(id=spec.id, spec=spec, status="skipped", reason=reason, started=clock.began,
                                         finished=_now(), environment=self.environment)) for spec in specs]
 
+        environment.release()  # what earlier packs freed is not this one's
         with environment.PeakMemory(self.device.type) as before:
             made = self._assemble(specs, clock, progress)
         loaded, items, train_set, packed = made.loaded, made.items, made.train_set, made.packed
         try:
             trained = None
+            environment.release()
             idle = environment.resident()
             with environment.PeakMemory(self.device.type) as during:
                 if method.trains != "nothing":
