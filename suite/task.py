@@ -67,6 +67,7 @@ class Task(ABC):
     sizes: ClassVar[dict[str, int]]  # items per split, known without the data
     mean_tokens: ClassVar[int]  # rough tokens per item (prompt and target), for time estimates only
     citation: ClassVar[str] = ""
+    unseen: ClassVar[frozenset[str]] = frozenset()  # parts of the test split that are not trained on
 
     @abstractmethod
     def load(self, folder: Path | None) -> Splits:

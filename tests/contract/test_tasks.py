@@ -136,10 +136,12 @@ def test_items_carry_what_their_kind_needs(packaged: str) -> None:
                 assert item.label is None
 
 
-def test_every_split_has_the_same_parts(packaged: str) -> None:
+def test_every_split_has_the_same_parts_but_for_those_that_are_unseen(packaged: str) -> None:
     found = [set(by_part(part)) for part in parts(packaged).values()]
-    assert found[0] == found[1] == found[2]
-    assert found[0] == {None} or None not in found[0]
+    unseen = registry.task(packaged).unseen
+    assert unseen <= found[2]
+    assert found[0] == found[1] == found[2] - unseen
+    assert found[2] == {None} or None not in found[2]
 
 
 def test_every_class_is_common_enough_in_every_split(packaged: str) -> None:
@@ -154,12 +156,14 @@ def test_every_class_is_common_enough_in_every_split(packaged: str) -> None:
 def test_classes_are_as_frequent_in_each_split_as_in_the_whole(packaged: str) -> None:
     if registry.task(packaged).kind != "classification":
         return
-    found = parts(packaged)
-    everything = [item.label for part in found.values() for item in part]
-    for part in found.values():
-        for label in set(everything):
-            share = sum(item.label == label for item in part) / len(part)
-            assert share == pytest.approx(everything.count(label) / len(everything), abs=0.025)
+    found = [by_part(split) for split in parts(packaged).values()]
+    for part in found[-1]:
+        splits = [split[part] for split in found if part in split]
+        everything = [item.label for items in splits for item in items]
+        for items in splits:
+            for label in set(everything):
+                share = sum(item.label == label for item in items) / len(items)
+                assert share == pytest.approx(everything.count(label) / len(everything), abs=0.025)
 
 
 def test_reading_twice_gives_the_same_items_in_the_same_order(packaged: str) -> None:
