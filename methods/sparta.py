@@ -125,9 +125,6 @@ class SpaRTA(Method["SpaRTA.Config"]):
         return Preparation(found, {"entries": found, "sparsity": 1 - total / context.shapes.parameters,
                                    "density": total / size(layers)})
 
-    def restore(self, report: Mapping[str, Any]) -> dict[str, int]:
-        return dict(report["entries"])
-
     def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Sparse | None:
         """None where no run has an entry: the layer then computes no gradient at all."""
         drawn = [positions(layer, start.prepared[layer.name], selection_seed(start.config, start.seed))
