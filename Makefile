@@ -10,7 +10,7 @@ SUITE := $(BIN)/suite
 # Tests never ask a model hub, and each of the workers computes on one core.
 TEST := HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup tour report ui docs doctor test test-slow lint check clean
+.PHONY: help setup capabilities tour report ui docs doctor test test-slow lint check clean
 
 help:  ## List the targets
 	@echo "Targets (SCALE=desk|bench|paper, default desk):"
@@ -45,6 +45,9 @@ ui: $(READY)  ## Open the MLflow pages on 127.0.0.1
 
 docs: $(READY)  ## Write the methods' cards from their files
 	@$(BIN)/python -m suite.cards
+
+capabilities: $(READY)  ## Try what every method can do and write docs/capabilities.md
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m suite.capabilities
 
 doctor: $(READY)  ## Say what this machine can run
 	@$(SUITE) doctor

@@ -133,10 +133,13 @@ def _frod_count(options: Options, facts: Facts) -> int:
 
 
 def _adamss_count(options: Options, facts: Facts) -> int:
-    """K subspaces of rank ρ: K·ρ·r for all A, out·ρ for all B. `trained` gives the count of the clusters found."""
+    """K subspaces of rank ρ: K·ρ·r for all A, out·ρ for all B, with r at most the rank of W beside its bias. Clusters that
+    are smaller than ρ have less: what was really found, `trained` says."""
     facts.refuse_transposed()
     rank, many = options.get("subspace_rank", 1), options.get("num_subspaces", 5)
-    return sum(many * rank * options["r"] + rank * x.out_features for x in facts.layers)
+    biased = [x.in_features + (facts.model.get_submodule(x.name).bias is not None) for x in facts.layers]
+    return sum(rank * (many * min(options["r"], x.out_features, wide) + x.out_features)
+               for x, wide in zip(facts.layers, biased, strict=True))
 
 
 def _osf(size: int, facts: Facts) -> Options:
@@ -176,7 +179,7 @@ TUNERS = (
     Tuner("randlora", "RandLoRA", "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", "2502.00987",
           2025, options=_rank(32), sized=_randlora),
     Tuner("adamss", "AdaMSS", "AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning", None, 2025,
-          options=_rank(100), sized=_is("r"), count=_adamss_count),
+          options=_rank(100), sized=_is("subspace_rank"), count=_adamss_count),
     Tuner("glora", "GLoRA", "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning", "2306.07967", 2023,
           sized=_is("r")),
     Tuner("psoft", "PSOFT", "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", "2505.11235", 2025,
@@ -308,7 +311,7 @@ class PeftTuner(Method["PeftTuner.Config"]):
         """What was trained: data may have moved ranks."""
         if prepared is None:
             return self.trainable(config, shapes)
-        return sum(p.numel() for p in prepared.parameters() if p.requires_grad)
+        return prepared.trained_scalars
 
     def solve(self, config: Any, shapes: Shapes, parameters: int) -> Any:
         """The size whose count is nearest: of the sizes there are; or at once, where the count is a straight line."""
@@ -354,6 +357,7 @@ class PeftTuner(Method["PeftTuner.Config"]):
             model = get_peft_model(base, made)
             _after(model, made, config, context)
         torch.manual_seed(context.seed)
+        model.trained_scalars = sum(p.numel() for p in model.parameters() if p.requires_grad)  # frozen when it is detached
         model.eval()
         for module in model.modules():  # the tuner's dropout and sampling are on in training; the base's are not
             module.training = id(module) not in frozen

@@ -241,19 +241,24 @@ def parameters(base: Base) -> int:
 
 @lru_cache(maxsize=64)
 def _shapes(base: Base, classes: int) -> Shapes:
-    model = _skeleton(base)
+    model = skeleton(base)
     config = model.config
     head = classes * (_hidden_size(config) + 1) if classes else 0
     layers = tuple(layer_of(name, module) for name, module in linear_layers(model).items())
     return Shapes(layers=layers, parameters=sum(p.numel() for p in model.parameters()), head=head,
-                  skeleton=lambda: _skeleton(base))
+                  skeleton=lambda: skeleton(base))
 
 
-def _skeleton(base: Base) -> Any:
+def skeleton(base: Base) -> Any:
     """The model without memory: every tensor is on the meta device."""
-    config = _config(base)
     with torch.device("meta"):
-        model = _auto_class(base.kind).from_config(config, **_options(base, config))
+        return untrained(base)
+
+
+def untrained(base: Base) -> Any:
+    """The model as its config makes it, with random weights, frozen and in evaluation mode."""
+    config = _config(base)
+    model = _auto_class(base.kind).from_config(config, **_options(base, config))
     model.tie_weights()
     return model.requires_grad_(False).eval()
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from suite import bases, published, registry, study
+from suite import bases, capabilities, published, registry, study
 
 Listing = tuple[list[str], list[list[Any]]]
 
 
 def methods() -> Listing:
-    """Every registered method with its options and defaults."""
+    """Every registered method with what it can do (found by trying, `suite.capabilities`), its options and defaults."""
     rows = []
     for method in registry.methods().values():
         options = [f"{name}={_default(field)}" for name, field in method.Config.model_fields.items()]
-        rows.append([method.id, method.label, method.paper.arxiv or "", method.packs, ", ".join(options)])
-    return ["id", "label", "arxiv", "packs", "options"], sorted(rows)
+        can = capabilities.summary(method.id).values()
+        rows.append([method.id, method.label, method.paper.arxiv or "", method.packs, *can, ", ".join(options)])
+    return ["id", "label", "arxiv", "packs", *capabilities.QUESTIONS.values(), "options"], sorted(rows)
 
 
 def tasks() -> Listing:

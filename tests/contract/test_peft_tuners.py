@@ -224,6 +224,13 @@ def test_a_budget_means_the_same_as_for_every_method() -> None:
         fit(registry.method("peft:lokr"), registry.method("peft:lokr").Config(), Budget(like="lora@4"), base.shapes)
 
 
+def test_what_was_trained_is_still_known_when_the_model_has_been_detached() -> None:
+    case = make("peft:lora", "bert", size=2)
+    expected = case.method.trainable(case.config, case.base.shapes)
+    case.packed.detach()
+    assert case.method.trained(case.config, case.base.shapes, case.packed.model) == expected > 0
+
+
 def test_tokens_that_are_trained_are_the_most_frequent_of_the_data() -> None:
     case = make("peft:trainable_tokens", "bert", size=3, data_batches=2, data_batch_size=4)
     request = peft_tuners._request(case.config)
