@@ -74,7 +74,8 @@ def greedy(model: Any, tokenizer: Any, text: str) -> str:
     return tokenizer.decode(found, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("leak", [None, {"do_sample": True, "temperature": 5.0}, {"repetition_penalty": 9.0, "num_beams": 3}])
+@pytest.mark.parametrize("leak", [
+    None, {"do_sample": True, "temperature": 5.0}, {"repetition_penalty": 9.0, "num_beams": 3}])
 def test_answers_are_the_greedy_ones_whatever_the_checkpoint_says(model: Any, tokenizer: Any, leak: Any) -> None:
     own = GenerationConfig(**(leak or {}), pad_token_id=0, eos_token_id=1)
     model.generation_config = own
@@ -127,6 +128,6 @@ def test_the_first_number_is_the_answer(target: str, output: str, right: bool) -
     assert steps[0]["function"] == "regex"
     found = RegexFilter(steps[0]["regex_pattern"], steps[0]["group_select"]).apply([[output]], [{}])
     metric = config["metric_list"][0]
-    score = exact_match_hf_evaluate([list(found)[0][0]], [target.strip()],
+    score = exact_match_hf_evaluate([next(iter(found))[0]], [target.strip()],
                                     regexes_to_ignore=metric["regexes_to_ignore"])["exact_match"]
     assert bool(score) == right
