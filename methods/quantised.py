@@ -33,18 +33,23 @@ Block = Literal[64, 128, 256, 512, 1024, 2048, 4096]  # what bitsandbytes knows
 
 
 class NF4(nn.Module):
-    """A frozen matrix `[out, in]` in 4-bit NormalFloat."""
+    """A frozen matrix `[out, in]` in 4-bit NormalFloat.
+
+    It is handed to bitsandbytes as one row: 0.50.2 on the CPU reads a matrix whose rows are no whole number of blocks
+    back wrongly (its blocks run over row ends when it writes, and stop there when it reads).
+    """
 
     def __init__(self, W: Tensor, block: int = 64, double: bool = True) -> None:
         super().__init__()
         self.codes: Tensor
+        self.shape = W.shape
         codes, self.statistics = _bitsandbytes().quantize_4bit(
-            W.float().contiguous(), blocksize=block, quant_type="nf4", compress_statistics=double)
+            W.float().reshape(1, -1), blocksize=block, quant_type="nf4", compress_statistics=double)
         self.register_buffer("codes", codes)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix that the codes stand for."""
-        return _bitsandbytes().dequantize_4bit(self.codes, self.statistics).to(dtype)
+        return _bitsandbytes().dequantize_4bit(self.codes, self.statistics).view(self.shape).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x Q(W)ᵀ`; between forward and backward only the codes are held."""
