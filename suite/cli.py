@@ -180,6 +180,25 @@ def export(
 
 
 @app.command()
+def snapshot(
+    study: StudyName,
+    name: Annotated[str, typer.Argument(help="What it was measured on, in one word: two-cores, h100 ...")],
+    scale: ScaleName = "desk", as_json: AsJson = False,
+) -> None:
+    """Keep a finished study's records and tables under results/measured/, to be committed."""
+    from suite import records, snapshot
+    from suite import study as studies
+
+    found = studies.load(study)
+    cells = studies.cells(found, scale)
+    folder = snapshot.write(found, scale, cells, records.load_many(cell.spec.id for cell in cells), name)
+    if as_json:
+        _dump({"folder": str(folder), "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))})
+    else:
+        print(folder)
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
        host: Annotated[str, typer.Option(help="127.0.0.1 or localhost.")] = "127.0.0.1") -> None:
     """Open the MLflow pages on this machine."""
