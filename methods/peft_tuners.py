@@ -253,7 +253,7 @@ TUNERS = (
     Tuner("multitask_prompt_tuning", "Multitask prompt tuning", "Multitask Prompt Tuning Enables Parameter-Efficient "
           "Transfer Learning", "2303.02861", 2023, options=_virtual, sized=_is("num_virtual_tokens"), linear=False,
           refused="it learns one prompt for several tasks and wants the task's number with every batch; a run here has one "
-                  "task; no task here has them"),
+                  "task"),
     # Mixtures, side networks.
     Tuner("xlora", "X-LoRA", "X-LoRA: Mixture of Low-Rank Adapter Experts", "2402.07148", 2024, linear=False,
           refused="it mixes LoRA adapters that were trained before and are read from disk; a run here starts from the base"),
