@@ -94,16 +94,23 @@ class Claim(Frozen):
 
 
 class PublishedTable(Frozen):
-    """One published table."""
+    """One published table. Of a table whose numbers we do not have, `missing` says what is still to be transcribed."""
 
     id: str
     paper: Source
     base: str
     protocol: Protocol
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    rows: Annotated[tuple[PublishedRow, ...], Field(min_length=1)]
+    columns: tuple[str, ...]
+    rows: tuple[PublishedRow, ...]
     headline_claims: tuple[Claim, ...] = ()
     caveats: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _empty_tables_say_what_is_missing(self) -> PublishedTable:
+        if not (self.columns and self.rows) and not self.missing:
+            raise ValueError("a table without columns or rows must say under `missing` what is to be transcribed")
+        return self
 
     def row(self, method: str, rank: int | None = None) -> PublishedRow | None:
         """The row of a method: the one at `rank` when there are several, else the first."""
