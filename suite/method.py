@@ -296,10 +296,6 @@ class Method(ABC, Generic[C]):
         """Whatever depends on data or weights and happens once, before training."""
         return Preparation()
 
-    def restore(self, report: Mapping[str, Any]) -> Any:
-        """What `trained` and `peft_config` need of `Preparation.data`, from the report that the record keeps."""
-        return None
-
     def adapter(self, layer: Layer, weight: Tensor, starts: Sequence[Start]) -> Adapter | None:
         """The adapter of one layer, with frozen weight `[out, in]`, for the runs of a pack (None: it is left alone).
 
