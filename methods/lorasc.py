@@ -147,7 +147,8 @@ class NoisyCascade(Cascade, WholeAdapter):
     """A cascade whose backbone has noise while it trains, and none when it is scored or merged.
 
     W + E is one product, and E lives only as long as it takes: it is drawn from its seed in the forward pass of every
-    step, and again in the backward pass. On a CPU that is about a sixth of the time of the layer's own products.
+    step, and again in the backward pass. On one CPU core an adapted layer takes 1.3 times (480 tokens) to 1.5 times (240)
+    as long as without noise; the draws, not the products, are the difference.
     """
 
     def __init__(self, layer: Layer, weight: Tensor, *rest: Any) -> None:
