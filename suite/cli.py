@@ -243,7 +243,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for position, name in enumerate(header):
         numeric = all(isinstance(row[position], int | float) or row[position] in ("", "—") for row in rows) and rows
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=position == 0)
     for row in rows:
         table.add_row(*(_shown(value) for value in row))
     Console(width=_wide(), highlight=False).print(table)

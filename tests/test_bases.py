@@ -79,6 +79,7 @@ def test_known_bases_have_their_published_sizes() -> None:
         "smollm2-135m": 134_515_008,
         "t5-base": 222_903_552,
         "gemma-2b": 2_506_172_416,
+        "llama-2-7b": 6_738_415_616,
         "llama-3.1-8b": 8_030_261_248,
     }
     for base in bases.known().values():
