@@ -82,7 +82,7 @@ def test_every_table_of_the_repository_loads(name: str) -> None:
 def test_percentages_and_judge_scores_lie_on_their_scale(name: str) -> None:
     for row in published.load(name).rows:
         for column, cell in row.cells.items():
-            if column.endswith("-seconds") or column in ("us-per-token", "seconds-per-step", "steps", "trainable"):  # no scale
+            if column.endswith("-seconds") or column in ("us-per-token", "seconds-per-step", "steps", "trainable"):
                 continue
             top = 10 if column == "mt-bench" else 100
             assert cell.mean is None or 0 <= cell.mean <= top
