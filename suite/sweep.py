@@ -154,6 +154,7 @@ class _Tracker:
     def __init__(self, found: Study, scale: Scale, cells: Sequence[Cell]) -> None:
         self.study, self.scale, self.cells = found, scale, cells
         self.problem: str | None = None
+        self._told = False
         self._news, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -165,10 +166,12 @@ class _Tracker:
         self._end.set()
         self._news.set()
         self._thread.join()
-        self._fill()
+        if self._told:
+            self._fill()
 
     def wake(self) -> None:
         """Tell that a record has been written."""
+        self._told = True
         self._news.set()
 
     def _work(self) -> None:
