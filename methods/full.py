@@ -13,6 +13,7 @@ class FullFineTuning(Method["FullFineTuning.Config"]):
     paper = Paper("BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", "1810.04805", 2018)
     packs = False
     trains = "base"
+    spoils_base = True
 
     class Config(MethodConfig):
         """No hyper-parameters of its own."""

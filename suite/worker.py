@@ -68,7 +68,7 @@ class Worker:
         torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
         self.device = torch.device(device)
         self.environment = environment.snapshot(device=device, threads=threads)
-        self._bases: dict[str, bases.LoadedBase] = {}
+        self._bases: dict[tuple[str, str], bases.LoadedBase] = {}  # by id and precision
         self._encoded: dict[str, EncodedSet] = {}
 
     def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
@@ -117,7 +117,7 @@ class Worker:
             states = [self._state(packed, run) for run in range(len(specs))]
         finally:
             packed.detach()
-            if method.trains in ("base", "foreign") or method.spoils_base:
+            if method.spoils_base:
                 self._forget()
         peaks = [before, during, after]
         memory = Memory(resident=max(peak.resident for peak in peaks), training=during.resident, idle=idle,
@@ -189,12 +189,13 @@ class Worker:
         return _Assembled(loaded, items, train_set, prepared, packed)
 
     def _base(self, base_id: str, precision: str) -> bases.LoadedBase:
-        if base_id not in self._bases:
+        key = base_id, precision
+        if key not in self._bases:
             self._forget()
             loaded = bases.load(bases.get(base_id), dtype=getattr(torch, precision))
             loaded.model.to(self.device)
-            self._bases[base_id] = loaded
-        return self._bases[base_id]
+            self._bases[key] = loaded
+        return self._bases[key]
 
     def _forget(self) -> None:
         self._bases.clear()
