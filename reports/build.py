@@ -30,9 +30,10 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What was written: the page first."""
+    """What was written, the page first, and the tables that it was made from."""
 
     paths: tuple[Path, ...]
+    tables: tuple[StudyTable, ...]
 
     @property
     def page(self) -> Path:
@@ -101,19 +102,19 @@ def build(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str,
         label = f"{study.id}-{sheet.name}"
         written.append(_write(out_dir / "tables" / f"{sheet.name}.tex", sheet.latex(label)))
     written += sorted((out_dir / "figures").iterdir())
-    return BuildResult(tuple(written))
+    return BuildResult(tuple(written), tuple(tables))
 
 
-def terminal_tables(study: Study, scale: str, cells: Sequence[Cell],
-                    records: Mapping[str, Record]) -> list[RichTable]:
-    """The study's tables for a terminal: mean ± sd per column, and the headline difference."""
-    return [views.measured(table).terminal() for table in measure(study, scale, cells, records)]
+def terminal_tables(tables: Sequence[StudyTable]) -> list[RichTable]:
+    """Measured tables for a terminal: mean ± sd per column, and the headline difference."""
+    return [views.measured(table).terminal() for table in tables]
 
 
-def as_json(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, Any]:
-    """The same tables as plain JSON data, with what became of the runs."""
+def as_json(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record],
+            tables: Sequence[StudyTable]) -> dict[str, Any]:
+    """The tables that `measure` gives of these as plain JSON data, with what became of the runs."""
     totals = provenance.totals(cells, records)
-    sections = [_section(study, scale, table, None) for table in measure(study, scale, cells, records)]
+    sections = [_section(study, scale, table, None) for table in tables]
     return {
         "study": study.id, "scale": scale, "command": provenance.command(study, scale),
         "state": findings.state(totals), "runs": {"planned": totals.planned, **totals.fates},

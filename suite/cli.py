@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -166,12 +166,8 @@ def export(
 ) -> None:
     """Write a run's trained weights in a form that others load without this project."""
     from suite import export as exporting
-    from suite.errors import one_of
 
-    if form not in exporting.FORMS:
-        raise UserError(f"--format {form}: use {one_of(exporting.FORMS)}")
-    record = exporting.find(run)
-    folder = exporting.export(record, form, out or Path(f"{record.id}-{form}"))
+    record, folder = exporting.export(run, form, out)
     files = sorted(path.name for path in folder.iterdir())
     if as_json:
         _dump({"run": record.id, "folder": str(folder), "files": files})
@@ -218,10 +214,10 @@ def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_j
     if synced.problem:
         print(f"suite: {synced.problem}", file=sys.stderr)
     if as_json:
-        _dump(build.as_json(study, scale, cells, known) | {"report": str(written.page)})
+        _dump(build.as_json(study, scale, cells, known, written.tables) | {"report": str(written.page)})
         return
     console = Console(width=_wide(), highlight=False)
-    for table in build.terminal_tables(study, scale, cells, known):
+    for table in build.terminal_tables(written.tables):
         console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
@@ -260,5 +256,5 @@ def _wide() -> int | None:
     return None if sys.stdout.isatty() else 160
 
 
-def _dump(content: Any, default: Callable[[Any], Any] = str) -> None:
-    print(json.dumps(content, indent=1, ensure_ascii=False, default=default))
+def _dump(content: Any) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False, default=str))

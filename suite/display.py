@@ -31,12 +31,11 @@ class Display:
         done: how many of the study's runs were there before.
         labels: what to call a run, by id.
         expected: planned seconds of each run, by id; they set the proportions, the clock sets the pace.
-        workers: how many runs go on at a time.
     """
 
     def __init__(self, console: Console, todo: Sequence[RunSpec], done: int, labels: Mapping[str, str],
-                 expected: Mapping[str, float], workers: int) -> None:
-        self.console, self.labels, self.expected, self.workers = console, labels, expected, workers
+                 expected: Mapping[str, float]) -> None:
+        self.console, self.labels, self.expected = console, labels, expected
         self.before = done
         self.left = {spec.id for spec in todo}
         self.total = len(todo)

@@ -34,18 +34,20 @@ def find(run: str) -> Record:
     return record
 
 
-def export(record: Record, form: str, folder: Path) -> Path:
-    """Write a run in a form (`FORMS`) into `folder`; returns it.
+def export(run: str, form: str, folder: Path | None = None) -> tuple[Record, Path]:
+    """Write a run in a form (`FORMS`) into a folder (None: `RUN-FORM` here); returns its record and the folder.
 
     A classification run's task head (mean pooling, then a linear layer) has no place in these forms: it is written
     beside them as `head.safetensors`, with `head.json` saying how to use it.
 
-    Raises `UserError` when the run kept nothing, or the form does not fit its method.
+    Raises `UserError` for an unknown form or run, when the run kept nothing, and when the form does not fit its method.
     """
     from suite.worker import Worker
 
     if form not in FORMS:
         raise UserError(f"--format {form}: use {one_of(FORMS)}")
+    record = find(run)
+    folder = folder or Path(f"{record.id}-{form}")
     packed, loaded = Worker().revive(record)
     try:
         with torch.no_grad():
@@ -53,7 +55,7 @@ def export(record: Record, form: str, folder: Path) -> Path:
             _head(record, packed, folder)
     finally:
         packed.detach()
-    return folder
+    return record, folder
 
 
 def _peft(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path) -> None:
@@ -67,10 +69,8 @@ def _peft(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path
         return
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
-    folded = False
     for layer, adapter in packed.adapters.items():
         pair = adapter.factors(0)
-        folded |= pair is not None
         state = adapter.state(0) if pair is None else {"A": pair[0], "B": pair[1]}
         if set(state) - set(_PEFT_NAMES) or "A" not in state:
             raise _unfit(record, method, "a LoRA", "merged or own")
@@ -81,7 +81,7 @@ def _peft(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path
     if not tensors:
         raise _unfit(record, method, "a LoRA", "merged or own")
     fields = method.peft_config(packed.starts[0].config, packed.shapes, packed.starts[0].prepared)
-    if folded or fields is None:  # the scale is in B: alpha is each layer's rank
+    if fields is None:  # `factors` have the scale in B: alpha is each layer's rank
         kept = {layer: rank for layer, rank in ranks.items() if rank}
         fields = {"r": max(kept.values()), "lora_alpha": max(kept.values()), "use_rslora": False,
                   "target_modules": list(kept), "rank_pattern": kept, "alpha_pattern": kept}

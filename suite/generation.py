@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from suite import hub
 from suite.specs import Decode
 from suite.task import Item, Task
 
@@ -144,20 +145,15 @@ def _text(responses: Any) -> str:
 @contextmanager
 def _calm() -> Iterator[None]:
     """lm-eval and datasets without chatter and progress bars."""
-    import datasets
     import lm_eval  # noqa: F401  its import sets its own level
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
     levels = [logger.level for logger in loggers]
-    bars = datasets.are_progress_bars_disabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
     try:
-        with redirect_stderr(io.StringIO()):  # lm-eval's own bars cannot be switched off
+        with hub.quiet(), redirect_stderr(io.StringIO()):  # lm-eval's own bars cannot be switched off
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()

@@ -45,7 +45,7 @@ def read(source: Source, split: str, texts: Sequence[str], rows: int, others: Se
             raise UserError(f"{name}: not on this machine, and {reason}; {advice}")
     where = {"path": source.hub, "revision": source.revision} if copy is None else {"path": str(copy)}
     try:
-        with _quiet():
+        with quiet():
             found = datasets.load_dataset(name=source.subset, split=split, **where)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError):
         raise UserError(f"{name}: not on the hub at revision {source.revision}; {advice}") from None
@@ -149,7 +149,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """`datasets` without progress bars and chatter."""
     import datasets
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,8 +61,6 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
     Raises `UserError` before anything starts when the results folder cannot be written, or a base or data set cannot
     be had.
     """
-    import time
-
     _writable()
     device, count, threads = _workers(workers)
     made = plan.make(found, scale, cells, pack_size=pack, workers=count)
@@ -71,13 +70,13 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
     if not todo:
         return result
     _fetch(todo, console)
-    labels = {run.id: name(run) for run in made.runs}
+    labels = {cell.spec.id: name(found, cell) for cell in cells}
     expected = {run.id: run.seconds for run in made.runs}
     workers_used = min(count, len(made.packs))
     console.print(Text(f"{found.id} at {scale}: {len(todo)} runs to make, {result.before} there already; "
                        f"{workers_used} worker{'s' if workers_used > 1 else ''} on {device}."))
     began = time.monotonic()
-    with Display(console, todo, result.before, labels, expected, count) as display, \
+    with Display(console, todo, result.before, labels, expected) as display, \
             _Tracker(found, scale, cells) as tracker:
         def listen(event: executor.Event) -> None:
             display(event)
@@ -121,10 +120,9 @@ def status(found: Study, cells: Sequence[Cell]) -> list[RunState]:
         state: str = record.status if record else "missing"
         if (record is None or record.status == "failed") and _claimed(cell.spec.id):
             state = "running"
-        label = f"{found.rows[cell.row].label} on {cell.spec.task.id}, seed {cell.spec.seed}"
         states.append(RunState(cell.spec.id, cell.table, cell.row, cell.spec.task.id, cell.rank, cell.spec.seed, state,
                                record.score.value if record and record.score else None,
-                               record.reason if record else "", label))
+                               record.reason if record else "", name(found, cell)))
     return states
 
 
@@ -140,10 +138,10 @@ def summary(states: Sequence[RunState]) -> tuple[list[str], list[list[Any]]]:
     return ["table", "row", "planned", *STATES], rows
 
 
-def name(run: plan.PlannedRun) -> str:
+def name(found: Study, cell: Cell) -> str:
     """What a run is called in front of people."""
-    size = f" r={run.rank}" if run.rank else ""
-    return f"{run.label}{size} on {run.task}, seed {run.seed}"
+    size = f" r={cell.rank}" if cell.rank else ""
+    return f"{found.rows[cell.row].label}{size} on {cell.spec.task.id}, seed {cell.spec.seed}"
 
 
 class _Tracker:

@@ -563,7 +563,7 @@ def test_text_from_outside_stays_text(own_results: None, tmp_path: Path,
     assert sheets.latex(EVIL).startswith(r"$<$script$>$alert(1)")
 
     console = Console(width=200, record=True, file=(tmp_path / "terminal").open("w"))
-    for found in build.terminal_tables(made.study, made.scale, made.cells, made.records):
+    for found in build.terminal_tables(tables.measure(made.study, made.scale, made.cells, made.records)):
         console.print(found)
     assert "[f](javascript:g)" in console.export_text()
 
@@ -605,13 +605,14 @@ def test_json_and_the_terminal_tell_what_the_page_tells(reports: dict[str, Built
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     made = reports["finished"].world
     monkeypatch.setenv("SUITE_RESULTS", reports["finished"].results)
-    content = json.loads(json.dumps(build.as_json(made.study, made.scale, made.cells, made.records)))
+    measured = tables.measure(made.study, made.scale, made.cells, made.records)
+    content = json.loads(json.dumps(build.as_json(made.study, made.scale, made.cells, made.records, measured)))
     assert content["runs"] == {"planned": 20, "finished": 20}
     assert content["tables"][0]["findings"][0] in reports["finished"].page.text
     rows = content["tables"][0]["sheets"]["classification-measured"]["rows"]
     by_csv = reports["finished"].csv("classification-measured")
     assert [row["mean_percent"] for row in rows] == [float(row["mean_percent"]) for row in by_csv]
-    shown = build.terminal_tables(made.study, made.scale, made.cells, made.records)
+    shown = build.terminal_tables(measured)
     assert [str(column.header) for column in shown[0].columns][-1] == "Δ LoRA"
 
 
