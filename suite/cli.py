@@ -160,7 +160,8 @@ def report(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Id of a run, or its beginning.")],
-    form: Annotated[str, typer.Option("--format", help="peft (an adapter), merged (a checkpoint) or own.")] = "peft",
+    form: Annotated[str, typer.Option(
+        "--format", help="peft (an adapter), merged (a checkpoint), sparse, tensor (each with a loader) or own.")] = "peft",
     out: Annotated[Path | None, typer.Option(help="Folder to write into (default: RUN-FORMAT here).")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,5 @@
-"""A run's trained weights in forms that others read: a peft adapter, a merged checkpoint, the method's own tensors.
+"""A run's trained weights in forms that others read: a peft adapter, a merged checkpoint, a sparse or tensor-train change
+of the base with its loader, the method's own tensors.
 
 None of them needs this project to be loaded again.
 """
@@ -6,6 +7,7 @@ None of them needs this project to be loaded again.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite import bases, paths, records, registry
+from suite import bases, paths, records, registry, sparse_form, tensor_form
 from suite.errors import UserError, one_of
 from suite.method import Method
 from suite.packing import Packed
@@ -113,8 +115,31 @@ def _own(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path)
     (folder / "run.json").write_text(record.spec.model_dump_json(indent=1), encoding="utf-8")
 
 
+def _sparse(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path) -> None:
+    """`sparse.safetensors`, the changed entries of the base's weights, and `sparse_form.py`, which applies it."""
+    shapes = {layer.name: (layer.out_features, layer.in_features) for layer in packed.shapes.layers}
+    deltas = sparse_form.of_state(packed.state(0) | packed.constants(0), shapes)
+    if not deltas:
+        raise _unfit(record, packed.method, "a change of few entries", "peft, merged or own")
+    folder.mkdir(parents=True, exist_ok=True)
+    sparse_form.save(deltas, folder / "sparse.safetensors")
+    shutil.copy(sparse_form.__file__, folder)
+
+
+def _tensor(record: Record, packed: Packed, loaded: bases.LoadedBase, folder: Path) -> None:
+    """`tensor.safetensors`, trained cores and those they started from, and `tensor_form.py`, which applies it."""
+    state = packed.state(0) | packed.constants(0)
+    if not all(f"{layer}.core1" in state for layer in packed.adapters) or not packed.adapters:
+        raise _unfit(record, packed.method, "a tensor train", "peft, merged or own")
+    config = packed.starts[0].config
+    nf4 = {"block": config.block, "double": config.double_quantisation} if packed.method.frees_weights else None
+    folder.mkdir(parents=True, exist_ok=True)
+    tensor_form.save(state, list(packed.adapters), folder / "tensor.safetensors", nf4)
+    shutil.copy(tensor_form.__file__, folder)
+
+
 FORMS: dict[str, Callable[[Record, Packed, bases.LoadedBase, Path], None]] = {
-    "peft": _peft, "merged": _merged, "own": _own,
+    "peft": _peft, "merged": _merged, "sparse": _sparse, "tensor": _tensor, "own": _own,
 }
 
 

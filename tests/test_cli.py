@@ -81,7 +81,7 @@ def test_status_and_report_of_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     (("run", "gora", "--only", "method=dora9"), "--only method=dora9"),
     (("status", "gora", "--only", "colour=red"), "write key=value with key table, task, method, rank or seed"),
     (("export", "0123456789ab"), "no such run has a record"),
-    (("export", "0123456789ab", "--format", "gguf"), "--format gguf: use peft, merged or own"),
+    (("export", "0123456789ab", "--format", "gguf"), "--format gguf: use peft, merged, sparse, tensor or own"),
     (("ui", "--host", "0.0.0.0"), "use 127.0.0.1 or localhost"),
 ])
 def test_a_wrong_word_is_one_sentence_and_exit_code_2(words: tuple[str, ...], sentence: str, tmp_path: Path,

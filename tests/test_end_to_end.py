@@ -23,9 +23,14 @@ pytestmark = pytest.mark.slow
 STUDY = {
     "id": "small", "title": "A small study", "about": "For tests.", "paper": {"title": "None"},
     "rows": {"head": {"method": "head", "label": "Head only"}, "lora": {"method": "lora", "label": "LoRA"},
-             "gora": {"method": "gora", "label": "GoRA", "options": {"batches": 2, "batch_size": 8}}},
+             "gora": {"method": "gora", "label": "GoRA", "options": {"batches": 2, "batch_size": 8}},
+             "pissa": {"method": "pissa", "label": "PiSSA"},
+             "lorasc": {"method": "lorasc", "label": "LoRASC", "options": {"cascades": 2, "slow_alpha": 0.5}},
+             "sparta": {"method": "sparta", "label": "SpaRTA"}, "dota": {"method": "dota", "label": "DoTA"},
+             "qdota": {"method": "qdota", "label": "QDoTA"}},
     "scales": {"desk": {"about": "Tiny.", "tables": {"main": {
-        "title": "Main table", "base": "minilm", "tasks": ["movie-sentiment"], "rows": ["head", "lora", "gora"],
+        "title": "Main table", "base": "minilm", "tasks": ["movie-sentiment"],
+        "rows": ["head", "lora", "gora", "pissa", "lorasc", "sparta", "dota", "qdota"],
         "reference": "lora", "budgets": [{"rank": 4}], "seeds": [0], "train": 48, "test": 40,
         "recipe": {"learning_rate": 2e-3, "batch_size": 8, "max_length": 48}}}}},
 }
@@ -60,13 +65,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     assert done.returncode == 0, done.stderr
     assert "Main table" in done.stdout
     assert "Report: " in done.stdout
-    assert "3 finished" in done.stderr
+    assert "8 finished" in done.stderr
     return made
 
 
 def test_records_hold_what_a_reader_asks(world: World) -> None:
     found = world.records()
-    assert set(found) == {"head", "lora", "gora"}
+    assert set(found) == set(STUDY["rows"])
     for record in found.values():
         assert record["status"] == "finished"
         assert record["scores"][0]["items"] == 40
@@ -86,7 +91,7 @@ def test_mlflow_shows_every_run(world: World) -> None:
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.data.tags["method"] for run in runs) == ["gora", "head", "lora"]
+    assert sorted(run.data.tags["method"] for run in runs) == sorted(STUDY["rows"])
 
 
 def test_the_same_command_again_runs_nothing_and_renders_the_same(world: World) -> None:
@@ -94,7 +99,7 @@ def test_the_same_command_again_runs_nothing_and_renders_the_same(world: World) 
     before = page.read_text(encoding="utf-8")
     done = world.suite("run", str(world.study), "--report")
     assert done.returncode == 0
-    assert "Nothing to run: all 3 runs" in done.stderr
+    assert "Nothing to run: all 8 runs" in done.stderr
     assert page.read_text(encoding="utf-8") == before
 
 
@@ -110,9 +115,11 @@ def test_the_same_spec_gives_the_same_numbers_bit_for_bit(world: World, tmp_path
         pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
-@pytest.mark.parametrize(("method", "form"), [("lora", "peft"), ("gora", "peft"), ("gora", "merged")])
+@pytest.mark.parametrize(("method", "form"), [
+    ("lora", "peft"), ("gora", "peft"), ("gora", "merged"), ("pissa", "peft"), ("lorasc", "peft"), ("lorasc", "merged"),
+    ("sparta", "sparse"), ("dota", "tensor"), ("qdota", "tensor")])
 def test_an_exported_run_gives_the_recorded_answers(world: World, method: str, form: str, tmp_path: Path) -> None:
-    """A fresh process without this project: transformers, peft and the files alone."""
+    """A fresh process without this project: transformers, peft and the exported files alone."""
     record = world.records()[method]
     done = world.suite("export", record["id"], "--format", form, "--out", str(tmp_path / "adapter"))
     assert done.returncode == 0, done.stderr
@@ -128,10 +135,14 @@ def test_an_exported_run_gives_the_recorded_answers(world: World, method: str, f
         from transformers import AutoModel, AutoTokenizer
 
         base, folder, form = sys.argv[1:]
+        sys.path.append(folder + "/adapter")
         if form == "peft":
             model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder + "/adapter").eval()
-        else:
+        elif form == "merged":
             model = AutoModel.from_pretrained(folder + "/adapter").eval()
+        else:
+            model = AutoModel.from_pretrained(base).eval()
+            __import__(form + "_form").apply_to(model, f"{folder}/adapter/{form}.safetensors")
         head, tokenizer = load_file(folder + "/adapter/head.safetensors"), AutoTokenizer.from_pretrained(base)
         labels = []
         for text in json.load(open(folder + "/items.json")):
