@@ -216,6 +216,7 @@ class DoTA(Method["DoTA.Config"]):
 
     id = "dota"
     size = "bond"
+    bytes_per_scalar = 20  # with the initial core
     label = "DoTA"
     paper = Paper("DoTA: Weight-Decomposed Tensor Adaptation for Large Language Models", "2412.20891", 2024)
 
@@ -249,6 +250,7 @@ class RandomTensorTrain(DoTA):
     """The same cores, started at random beside a whole W."""
 
     id = "tt-random"
+    bytes_per_scalar = 16
     label = "Random tensor train"
 
     class Config(AdapterConfig):

@@ -54,6 +54,7 @@ class SpaRTA(Method["SpaRTA.Config"]):
     """Training of entries of W that are drawn at random."""
 
     id = "sparta"
+    bytes_per_scalar = 20  # with the index
     size = "entries"
     label = "SpaRTA"
     paper = Paper("Sparsity May Be All You Need: Sparse Random Parameter Adaptation", "2502.15975", 2025)

@@ -251,6 +251,7 @@ class Method(ABC, Generic[C]):
     #: around the base (`foreign`); `nothing`: not even the head.
     trains: ClassVar[Literal["adapter", "head", "base", "foreign", "nothing"]] = "adapter"
     size: ClassVar[str | None] = None  # the config's field that a budget sets, a whole number (None: there is none)
+    bytes_per_scalar: ClassVar[int] = 16  # held per trained scalar: value, gradient and two moments in float32
     spoils_base: ClassVar[bool] = False  # True: the base in memory cannot serve another run afterwards
     #: True: the adapters hold W in another form (quantised), and the base's own weights are let go. Spoils the base.
     frees_weights: ClassVar[bool] = False

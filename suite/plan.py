@@ -196,7 +196,8 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
     Bytes are the sum of
 
     - the idle worker, and the base's scalars at the recipe's width (4, or 2 in bfloat16);
-    - 16 per trained scalar: value, gradient and two moments in float32. For a bfloat16 base that is trained
+    - `Method.bytes_per_scalar` per trained scalar: 16 for value, gradient and two moments in float32, 4 more where its
+      place or its first value is held too. For a bfloat16 base that is trained
       itself: value and gradient in bfloat16, value and moments in float32. These 16 then cover the base;
     - activations, for every token of the largest batch (`LONGEST` times the mean length, at most
       `max_length`): input and output of every linear layer at that width. In a BERT block these are 18
@@ -246,7 +247,7 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
     if base.kind == "causal" and trains != "nothing":
         kept += 12 * base.config["vocab_size"]
     largest = recipe.batch_size * min(recipe.max_length, LONGEST * task.mean_tokens)
-    found = Estimate(run, common + 16 * trained + largest * kept, common)
+    found = Estimate(run, common + method.bytes_per_scalar * trained + largest * kept, common)
 
     batches, size = getattr(config, "batches", None), getattr(config, "batch_size", None)
     if batches and size:  # the sample behind a gradient estimate
