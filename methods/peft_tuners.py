@@ -90,7 +90,7 @@ class Tuner:
     options: Callable[[Facts], Options] = lambda facts: {}
     sized: Callable[[int, Facts], Options] | None = None
     sizes: Callable[[Facts], Iterable[int]] | None = None
-    count: Callable[[Options, Facts], int] | None = None
+    count: Callable[[Options, Facts], int | None] | None = None
     linear: bool = True  # target_modules is every linear layer unless the user says otherwise
     bases: tuple[str, ...] = ("encoder", "causal", "seq2seq")
     refused: str | None = None
@@ -142,6 +142,35 @@ def _adamss_count(options: Options, facts: Facts) -> int:
                for x, wide in zip(facts.layers, biased, strict=True))
 
 
+def _spectrum_count(options: Options, facts: Facts) -> int | None:
+    """n_frequency coefficients of every layer."""
+    if options.get("proportional_parameters") or options.get("n_frequency_pattern"):
+        return None
+    n, smallest = options["n_frequency"], min(x.in_features * x.out_features for x in facts.layers)
+    if n > smallest:
+        raise ValueError(f"n_frequency {n} is more than the {smallest} entries of the smallest layer")
+    return n * len(facts.layers)
+
+
+def _boft_count(options: Options, facts: Facts) -> int | None:
+    """Blocks of b x b along the input, and a scale per output. More butterfly factors take peft's CUDA kernel: ask peft."""
+    size = options.get("boft_block_size")
+    if not size or options.get("boft_block_num") or options.get("boft_n_butterfly_factor", 1) > 1:
+        return None
+    return sum(x.in_features * size + x.out_features for x in facts.layers)
+
+
+def _vectors_count(per_rank: int) -> Callable[[Options, Facts], int]:
+    """A vector of `per_rank` times the rank and one of the output's width per layer; the projections are frozen."""
+    return lambda options, facts: sum(per_rank * options.get("r", 256) + x.out_features for x in facts.layers)
+
+
+def _randlora_count(options: Options, facts: Facts) -> int:
+    """Per layer of narrow side n: ceil(n / r) bases, each with a diagonal of r and one of n."""
+    narrow = [min(x.in_features, x.out_features) for x in facts.layers]
+    return sum(ceil(n / options["r"]) * (options["r"] + n) for n in narrow)
+
+
 def _osf(size: int, facts: Facts) -> Options:
     """Of every layer the `size` weakest singular directions are trained."""
     kept = {x.name.replace(".", r"\."): max(1, min(x.in_features, x.out_features) - size) for x in facts.layers}
@@ -177,7 +206,7 @@ TUNERS = (
     Tuner("miss", "MiSS", "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure",
           "2409.15371", 2024, options=_rank(64), sized=_is("r")),
     Tuner("randlora", "RandLoRA", "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", "2502.00987",
-          2025, options=_rank(32), sized=_randlora),
+          2025, options=_rank(32), sized=_randlora, count=_randlora_count),
     Tuner("adamss", "AdaMSS", "AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning", None, 2025,
           options=_rank(100), sized=_is("subspace_rank"), count=_adamss_count),
     Tuner("glora", "GLoRA", "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning", "2306.07967", 2023,
@@ -190,18 +219,21 @@ TUNERS = (
           2025, sized=_osf),
     Tuner("tinylora", "TinyLoRA", "Learning to Reason in 13 Parameters", "2602.04118", 2026, sized=_is("u")),
     # Shared frozen factors, vector banks.
-    Tuner("vera", "VeRA", "VeRA: Vector-based Random Matrix Adaptation", "2310.11454", 2023, sized=_is("r")),
+    Tuner("vera", "VeRA", "VeRA: Vector-based Random Matrix Adaptation", "2310.11454", 2023, sized=_is("r"),
+          count=_vectors_count(1)),
     Tuner("pvera", "PVeRA", "PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "2512.07703", 2025,
-          sized=_is("r")),
+          sized=_is("r"), count=_vectors_count(2)),
     Tuner("vblora", "VB-LoRA", "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks", "2405.15179", 2024,
           options=lambda facts: {"vector_length": facts.block(256)}, sized=_is("num_vectors")),
     Tuner("unilora", "Uni-LoRA", "Uni-LoRA: One Vector is All You Need", "2506.00799", 2025,
           sized=_is("theta_d_length")),
     # Spectral, structured.
     Tuner("fourierft", "FourierFT", "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", "2405.03003", 2024,
-          options=lambda facts: {"n_frequency": min(1000, facts.narrowest**2)}, sized=_is("n_frequency")),
+          options=lambda facts: {"n_frequency": min(1000, facts.narrowest**2)}, sized=_is("n_frequency"),
+          count=_spectrum_count),
     Tuner("waveft", "WaveFT", "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "2505.12532", 2025,
-          options=lambda facts: {"n_frequency": min(2592, facts.narrowest**2)}, sized=_is("n_frequency")),
+          options=lambda facts: {"n_frequency": min(2592, facts.narrowest**2)}, sized=_is("n_frequency"),
+          count=_spectrum_count),
     Tuner("c3a", "C3A", "Parameter-Efficient Fine-Tuning via Circular Convolution", "2407.19342", 2024,
           options=lambda facts: {"block_size": facts.block(256)}, sized=_is("block_size"), sizes=Facts.blocks),
     Tuner("frod", "FRoD", "FRoD (AAAI 2026, doi 10.1609/aaai.v40i31.39813)", None, 2026,
@@ -214,7 +246,7 @@ TUNERS = (
           sizes=lambda facts: [size for size in facts.blocks(outputs=False) if size > 1]),
     Tuner("boft", "BOFT", "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", "2311.06243", 2023,
           options=lambda facts: {"boft_block_size": facts.block(4, outputs=False)}, sized=_is("boft_block_size"),
-          sizes=lambda facts: facts.blocks(outputs=False)),
+          sizes=lambda facts: facts.blocks(outputs=False), count=_boft_count),
     Tuner("hra", "HRA", "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection Adaptation",
           "2405.17484", 2024, sized=lambda size, facts: {"r": size}),
     Tuner("road", "RoAd", "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching and Composability",
@@ -430,7 +462,9 @@ def _count_of(tuner: Tuner, options: Options, facts: Facts) -> int:
     from peft import get_peft_model
 
     if tuner.count is not None and set(options.get("target_modules", facts.names)) == set(facts.names):
-        return tuner.count(options, facts)
+        count = tuner.count(options, facts)
+        if count is not None:
+            return count
     # Starts from data or from decompositions change no shape. MiCA's freezes B.
     start = options.get("init_lora_weights")
     plain = options | ({} if start is None else {"init_lora_weights": True})

@@ -25,7 +25,7 @@ FAILED, WRONG, INTERRUPTED = 1, 2, 130
 StudyName = Annotated[str, typer.Argument(help="A built-in study (`suite list studies`) or the path of a study file.")]
 ScaleName = Annotated[str, typer.Option("--scale", help="desk (CPU, minutes), bench (one GPU) or paper.")]
 Only = Annotated[list[str] | None, typer.Option(
-    "--only", help="Only some runs: key=value[,value] with key table, task, method, rank or seed. May be repeated.")]
+    "--only", help="Only some runs: key=value[,value] with key table, task, method, rank, budget or seed. May be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
@@ -81,12 +81,20 @@ def list_(kind: Annotated[Kind, typer.Argument(help="methods, tasks, bases, stud
 
 
 @app.command()
-def plan(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
-    """Show runs, packs, trained parameters, expected time and memory. Nothing is executed."""
+def plan(
+    study: StudyName, scale: ScaleName = "desk", only: Only = None,
+    base: Annotated[str | None, typer.Option(help="What it would be on another base (`suite list bases`).")] = None,
+    budget: Annotated[str | None, typer.Option(
+        help="What it would be at another budget: rank=8, 300k, 0.5% or lora@8.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show runs, packs, trained parameters, expected time and memory. Nothing is executed, no weights are loaded."""
     from suite import plan as planning
     from suite import study as studies
 
     found = studies.load(study)
+    if base or budget:
+        found = studies.supposing(found, scale, base, _budget(budget))
     made = planning.make(found, _scale(scale), studies.cells(found, scale, only or ()))
     if as_json:
         _dump(made.as_json())
@@ -222,6 +230,15 @@ def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_j
         console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
+
+
+def _budget(text: str | None) -> Any:
+    from suite.specs import Budget
+
+    try:
+        return Budget.read(text) if text else None
+    except ValueError:
+        raise UserError(f"--budget {text}: write rank=8, 300k, 0.5% or lora@8") from None
 
 
 def _scale(name: str) -> Any:

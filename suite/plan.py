@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from suite import bases, records, registry
 from suite.bases import Base
-from suite.method import Layer, Shapes
+from suite.method import Layer, Method, Shapes
 from suite.specs import RunSpec
 from suite.study import Cell, Scale, Study, unique
 from suite.task import Task
@@ -84,6 +85,8 @@ class PlannedRun:
     base: str
     task: str
     rank: int | None
+    budget: str | None  # in words; None for a method without a size
+    size: str | None  # what the method solved for it: `bond 7`
     seed: int
     learning_rate: float
     trainable: int
@@ -136,6 +139,7 @@ def make(
         runs.append(PlannedRun(
             id=spec.id, table=cell.table, row=cell.row, label=study.rows[cell.row].label,
             method=spec.method.id, base=spec.base.id, task=spec.task.id, rank=cell.rank, seed=spec.seed,
+            budget=spec.budget.label if spec.budget else None, size=_size(method, config, spec),
             learning_rate=spec.recipe.learning_rate, trainable=total, share=total / shapes.parameters,
             status=record.status if record else "planned", skip=skip,
             seconds=expected.seconds, memory=expected.memory,
@@ -285,19 +289,19 @@ def _structure(spec: RunSpec) -> Hashable:
 
 
 def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:
-    """One line per row and rank: runs, rate, trained parameters, time and memory of one run."""
-    groups: dict[tuple[str, int | None], list[PlannedRun]] = {}
+    """One line per row and budget: the size that it comes to, runs, rate, trained parameters, time and memory of one run."""
+    groups: dict[tuple[str, str | None], list[PlannedRun]] = {}
     for run in runs:
-        groups.setdefault((run.row, run.rank), []).append(run)
-    header = ["row", "rank", "runs", "to do", "learning rate", "trained", "share", "minutes a run", "GiB",
+        groups.setdefault((run.row, run.budget), []).append(run)
+    header = ["row", "budget", "size", "runs", "to do", "learning rate", "trained", "share", "minutes a run", "GiB",
               "note"]
     rows: list[list[object]] = []
-    for (_, rank), found in groups.items():
+    for (_, budget), found in groups.items():
         trained = sorted({run.trainable for run in found})
         todo = sum(run.status not in records.DONE for run in found)
         notes = [run.skip or "more memory than the machine has" for run in found if run.skip or not run.fits]
         rows.append([
-            found[0].label, rank if rank is not None else "—", len(found), todo,
+            found[0].label, budget or "—", found[0].size or "—", len(found), todo,
             f"{found[0].learning_rate:g}",
             f"{trained[0]:,}" if len(trained) == 1 else f"{trained[0]:,} to {trained[-1]:,}",
             f"{_short(100 * max(run.share for run in found))} %",
@@ -305,6 +309,10 @@ def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:
             _short(max(run.memory for run in found) / 2**30), notes[0] if notes else "",
         ])
     return header, rows
+
+
+def _size(method: Method[Any], config: Any, spec: RunSpec) -> str | None:
+    return None if method.size is None or spec.unmet else f"{method.size} {getattr(config, method.size)}"
 
 
 def sentence(plan: Plan) -> str:

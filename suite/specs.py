@@ -131,6 +131,22 @@ class Budget(Frozen):
             raise ValueError(f"a budget has exactly one of rank, params, share or like (got {', '.join(given) or 'none'})")
         return self
 
+    @classmethod
+    def read(cls, text: str) -> Budget:
+        """A budget from a command line: `rank=8`, `300k`, `0.5%` or `lora@8`. Raises `ValueError` for anything else."""
+        key, _, value = text.rpartition("=")
+        kind = "like" if "@" in text else "share" if text.endswith("%") else "params"
+        return cls.model_validate({key or kind: value})
+
+    @property
+    def text(self) -> str:
+        """The budget as `read` takes it."""
+        if self.rank is not None:
+            return f"rank={self.rank}"
+        if self.params is not None:
+            return str(self.params)
+        return f"{100 * self.share:g}%" if self.share is not None else str(self.like)
+
     @property
     def label(self) -> str:
         """The budget in words: `rank 8`, `300,000 parameters`, `0.5 %`, `lora@8`."""

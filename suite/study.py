@@ -181,7 +181,8 @@ def load(name: str) -> Study:
 def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
     """Every cell of a study at a scale, in the order of the file: table, task, budget, row, seed.
 
-    `only` holds filters `key=value[,value]` with key table, task, method (row or method id), rank or seed.
+    `only` holds filters `key=value[,value]` with key table, task, method (row or method id), rank, budget (as written:
+    rank=8, lora@8, 0.5%, 300000) or seed.
     Methods without a size appear once, not once per budget. Raises `UserError` on a wrong method option or filter.
     """
     filters = [_filter(text) for text in only]
@@ -192,6 +193,19 @@ def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
             if value not in known:
                 raise UserError(f"--only {key}={value}: study {study.id} at {scale} has {key} {one_of(sorted(known))}")
     return [cell for cell in found if all(set(_facts(cell)[key]) & values for key, values in filters)]
+
+
+def supposing(study: Study, scale: str, base: str | None, budget: Budget | None) -> Study:
+    """The study as it would be on another base, at another budget, or both, for planning: every method at the size that
+    it solves for, and those that cannot have the budget skipped. Raises `UserError` for an unknown base."""
+    change: dict[str, Any] = {"unmet": "skip", "sizes": {}}
+    if base is not None:
+        change["base"] = bases.get(base).id
+    if budget is not None:
+        change["budgets"] = (budget,)
+    edition = study.edition(scale)
+    tables = {name: table.model_copy(update=change) for name, table in edition.tables.items()}
+    return study.model_copy(update={"scales": {**study.scales, scale: edition.model_copy(update={"tables": tables})}})
 
 
 def unique(found: Sequence[Cell]) -> list[RunSpec]:
@@ -315,8 +329,8 @@ def _check_published(reference: PublishedRef, study: Study, where: str) -> None:
 
 def _filter(text: str) -> tuple[str, set[str]]:
     key, separator, values = text.partition("=")
-    if not separator or key not in ("table", "task", "method", "rank", "seed"):
-        raise UserError(f"--only {text}: write key=value with key table, task, method, rank or seed")
+    if not separator or key not in ("table", "task", "method", "rank", "budget", "seed"):
+        raise UserError(f"--only {text}: write key=value with key table, task, method, rank, budget or seed")
     return key, set(values.split(","))
 
 
@@ -326,8 +340,10 @@ def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
         "task": (cell.spec.task.id,),
         "method": (cell.row, cell.spec.method.id),
         "rank": (str(cell.rank),),
+        "budget": (str(cell.spec.budget and cell.spec.budget.text),),
         "seed": (str(cell.spec.seed),),
     }
 
 
-__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "unique"]
+__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "supposing",
+           "unique"]

@@ -14,7 +14,7 @@ from edits import Edit, drop, put
 
 from suite import bases, registry, study
 from suite.errors import UserError, one_of
-from suite.specs import Decode, RunSpec, digest
+from suite.specs import Budget, Decode, RunSpec, digest
 from suite.study import Cell
 from suite.worker import Worker
 
@@ -580,8 +580,8 @@ def test_a_scale_that_the_study_does_not_have_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("only", "sentence"),
     [
-        ("method", "--only method: write key=value with key table, task, method, rank or seed"),
-        ("methods=lora", "--only methods=lora: write key=value with key table, task, method, rank or seed"),
+        ("method", "--only method: write key=value with key table, task, method, rank, budget or seed"),
+        ("methods=lora", "--only methods=lora: write key=value with key table, task, method, rank, budget or seed"),
         (
             "method=lora,dora",
             "--only method=dora: study tiny at desk has method base, full, gora, gora-ranks, lora "
@@ -602,3 +602,34 @@ def test_a_local_model_folder_may_be_a_base(tmp_path: Path) -> None:
     found = sentence_of(study.load, str(path))
     assert found.startswith(f"{path}: scales.desk.tables.main.base: base path:{tmp_path}: ")
     assert "config.json" in found
+
+
+@pytest.mark.parametrize("text", ["rank=8", "300000", "0.5%", "lora@8", "peft:vera@16"])
+def test_a_budget_is_read_as_it_is_written(text: str) -> None:
+    assert Budget.read(text).text == text
+
+
+def test_budgets_from_a_command_line() -> None:
+    assert Budget.read("300k") == Budget(params=300_000)
+    assert Budget.read("share=0.005") == Budget.read("0.5%") == Budget(share=0.005)
+    assert Budget.read("like=lora@8") == Budget(like="lora@8")
+    for text in ("", "eight", "rank=", "rank=0", "lora@", "200%", "size=8"):
+        with pytest.raises(ValueError, match="budget|Budget"):
+            Budget.read(text)
+
+
+def test_a_study_on_another_base_at_another_budget() -> None:
+    found = study.supposing(study.load("malora"), "desk", "llama-2-7b", Budget.read("lora@32"))
+    cells = {cell.row: cell for cell in study.cells(found, "desk")}
+    assert {cell.spec.base.id for cell in cells.values()} == {"llama-2-7b"}
+    assert cells["lora"].spec.method.config["rank"] == 32
+    assert cells["malora"].spec.unmet is None
+    tight = study.supposing(study.load("malora"), "desk", None, Budget.read("1k"))
+    assert "cannot train about 1,000 scalars" in str(study.cells(tight, "desk")[0].spec.unmet)
+    assert study.load("malora").scales["desk"].tables["intra-domain"].base == "smollm2-135m"
+
+
+def test_only_takes_budgets_of_every_kind() -> None:
+    tour = study.load("tour")
+    cells = study.cells(tour, "bench", ["budget=lora@2", "method=lora,rslora"])
+    assert {(cell.row, cell.spec.method.config["rank"]) for cell in cells} == {("lora", 2), ("rslora", 2)}
