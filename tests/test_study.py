@@ -614,7 +614,7 @@ def test_budgets_from_a_command_line() -> None:
     assert Budget.read("share=0.005") == Budget.read("0.5%") == Budget(share=0.005)
     assert Budget.read("like=lora@8") == Budget(like="lora@8")
     for text in ("", "eight", "rank=", "rank=0", "lora@", "200%", "size=8"):
-        with pytest.raises(ValueError, match="budget|Budget"):
+        with pytest.raises(ValueError, match=r"budget|Budget"):
             Budget.read(text)
 
 
