@@ -117,8 +117,9 @@ def banner(study: Study, scale: str, found: Sequence[tuple[StudyTable, Publicati
             continue
         theirs = numbers.listing([column_name(c) for c in beside.columns if c != PUBLISHED_AVERAGE])
         ours = numbers.listing([column.title for column in table.columns])
-        rows.append((table.title, f"{base_title(table.base)} instead of {beside.table.base}; "
-                                  f"{ours} instead of {theirs}."))
+        said = f"{base_title(table.base)} instead of {beside.table.base}; {ours} instead of {theirs}." if theirs else \
+            f"{base_title(table.base)}; {ours}. The paper's table is not transcribed."
+        rows.append((table.title, said))
     return Banner(f"Scale {scale} makes tables of the same kind on other bases and other data. Directions "
                   "may carry over to the paper's setting; sizes do not.", tuple(rows))
 

@@ -38,9 +38,9 @@ def short(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in binary units: 1.4 GiB."""
+    """Bytes in binary units: 1.4 GiB; 0.98 GiB rather than 1003 MiB."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if value >= unit:
+        if value >= 0.9765 * unit:  # three digits of the smaller unit would not do
             return f"{value / unit:.3g}\u202f{name}"
     return f"{value:.0f}\u202fB"
 

@@ -26,13 +26,14 @@ _NAMES = {
 class Publication:
     """A published table as the report shows it.
 
-    `matched` are the rows that the study also has, `others` the rest. `gains` sets the gains over the
-    reference side by side; `cells` does so with every score, where the study runs the paper's own tasks.
+    `matched` are the rows that the study also has (None: no number of the table is transcribed), `others` the
+    rest. `gains` sets the gains over the reference side by side; `cells` does so with every score, where the study
+    runs the paper's own tasks.
     """
 
     table: PublishedTable
     columns: tuple[str, ...]
-    matched: Sheet
+    matched: Sheet | None
     others: Sheet | None
     gains: Sheet | None
     cells: Sheet | None
@@ -53,7 +54,7 @@ def publication(study: Study, scale: str, table: StudyTable) -> Publication | No
     rest = _sheet(f"{table.id}-published-others", "Other published rows", others, columns)
     return Publication(
         source, columns,
-        matched=_sheet(f"{table.id}-published", title, matched, columns),
+        matched=_sheet(f"{table.id}-published", title, matched, columns) if source.rows else None,
         others=rest if others else None,
         gains=_gains(pairs, table, columns, same_set_up=scale == "paper"),
         cells=_cells(pairs, table, columns) if scale == "paper" else None,

@@ -67,7 +67,7 @@ def differences(table: StudyTable) -> Sheet:
 def costs(table: StudyTable) -> Sheet:
     """Wall-clock seconds by phase, speed, padding and memory of every line: medians over its runs."""
     header = ("Row", "Runs", "Load", "Prepare", "Train", "Evaluate", "Save", "Total", "Tokens/s", "Padding",
-              "Memory", "At rest", "Training", "Device memory", "Adapter file")
+              "Memory", "Training", "Device memory", "Adapter file")
     rows, data = [], []
     for line in table.lines:
         done = _scored(table, line)
@@ -76,8 +76,8 @@ def costs(table: StudyTable) -> Sheet:
         rows.append((Entry(line.label), entry(str(len(done))) if done else _nothing(),
                      *(_cost_entry(cost, key, write) for key, write in _COSTS)))
     notes = ["Medians over a row's runs; a run that shared a pack is charged its share of the pack's time. "
-             "Memory is the highest of any run, for the whole process, base included: over everything it did, just before "
-             "the first step (at rest), and while it trained."]
+             "Memory is the highest of any run, for the whole process, base included: over everything it did, and while it "
+             "trained. A warm process also holds what earlier runs left."]
     estimates = [record.timings.prepare for found in table.records.values() for record in found
                  if record.prepare.get("ranks")]
     if estimates:
@@ -242,7 +242,7 @@ _COSTS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("load_s", numbers.seconds), ("prepare_s", numbers.seconds), ("train_s", numbers.seconds),
     ("evaluate_s", numbers.seconds), ("save_s", numbers.seconds), ("total_s", numbers.seconds),
     ("tokens_per_second", numbers.count), ("padding", numbers.share), ("resident_bytes", numbers.size),
-    ("idle_bytes", numbers.size), ("training_bytes", numbers.size), ("device_bytes", numbers.size),
+    ("training_bytes", numbers.size), ("device_bytes", numbers.size),
     ("adapter_bytes", numbers.size),
 )
 
@@ -259,7 +259,6 @@ def _costs(done: list[Record]) -> dict[str, Number]:
         "tokens_per_second": _median(s.tokens_per_second for s in speed),
         "padding": _median(s.padding for s in speed),
         "resident_bytes": max((m.resident for m in memory), default=None),
-        "idle_bytes": max((m.idle for m in memory if m.idle is not None), default=None),
         "training_bytes": max((m.training for m in memory if m.training is not None), default=None),
         "device_bytes": max((m.device for m in memory if m.device is not None), default=None),
         "adapter_bytes": _median(r.adapter_bytes for r in done if r.adapter_bytes is not None),

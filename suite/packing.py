@@ -105,6 +105,8 @@ class Packed:
         if method.frees_weights:
             for wrapped in self._wrapped.values():
                 wrapped.base.weight = nn.Parameter(wrapped.weight.new_empty(0, 0), requires_grad=False)
+            for rest in model.parameters():  # a weight that is a piece of a mapped file keeps all of the file in memory
+                rest.data = rest.data.clone()
         if head is not None:
             head.to(*place)
         if method.trains == "base":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from suite.errors import UserError
@@ -92,6 +93,31 @@ def hold_out(rows: Iterable[tuple[Item, str]], test: Iterable[Item], name: str, 
     rest = [item for items in groups.values() for item in items]
     parts = (sorted(part, key=lambda item: fraction(name, "order", item.id)) for part in (rest, held, test))
     return Splits(*parts)
+
+
+def mixed(parts: Mapping[str, Splits], name: str) -> Splits:
+    """One task of several, each item marked with its part.
+
+    Training takes one item of each part in turn, in an order that a hash of `name` gives, as many of each as the smallest
+    part has. Validation and test have the items of every part, one part after the other. A text stands in one place only: in
+    the first part that tests it, else the first that validates it, else the first that trains on it.
+    """
+    seen: set[str] = set()
+
+    def fresh(part: str, items: Iterable[Item]) -> list[Item]:
+        kept = []
+        for item in items:
+            if _key(item) not in seen:
+                seen.add(_key(item))
+                kept.append(replace(item, part=part))
+        return kept
+
+    test = [item for part, splits in parts.items() for item in fresh(part, splits.test)]
+    validation = [item for part, splits in parts.items() for item in fresh(part, splits.validation)]
+    train = {part: fresh(part, splits.train) for part, splits in parts.items()}
+    turns = [(turn, part) for turn in range(min(map(len, train.values())))
+             for part in sorted(parts, key=lambda part, turn=turn: fraction(name, turn, part))]  # type: ignore[misc]
+    return Splits([train[part][turn] for turn, part in turns], validation, test)
 
 
 def _key(item: Item) -> str:

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import yaml
 
 from suite.errors import UserError
-from suite.splits import distinct, fraction, normalised, split
+from suite.splits import distinct, mixed, normalised, split
 from suite.task import Item, Source, Splits, Task
 
 _YAML = Path(__file__).resolve().parent / "lm_eval" / "choice.yaml"
@@ -163,13 +163,7 @@ class CommonsenseMix(Task):
     citation = "; ".join(part.citation for part in PARTS)
 
     def load(self, folder: Path | None) -> Splits:
-        found = {part.id: part().load(folder) for part in PARTS}
-        least = min(len(splits.train) for splits in found.values())
-        train = [_of(part, found[part].train[number]) for number in range(least)
-                 for part in sorted(found, key=lambda part: fraction(self.id, number, part))]
-        scored = ([_of(part, item) for part, splits in found.items() for item in getattr(splits, name)]
-                  for name in ("validation", "test"))
-        return Splits(train, *scored)
+        return mixed({part.id: part().load(folder) for part in PARTS}, self.id)
 
     def lm_eval_config(self, test_file: Path) -> dict[str, object] | None:
         return lm_eval_config(self, test_file)
@@ -180,10 +174,6 @@ def lm_eval_config(task: Task, test_file: Path) -> dict[str, object]:
     config = yaml.safe_load(_YAML.read_text(encoding="utf-8"))
     name = "suite_" + task.id.replace("-", "_")
     return {**config, "task": name, "dataset_kwargs": {"data_files": {"test": str(test_file)}}}
-
-
-def _of(part: str, item: Item) -> Item:
-    return Item(**{**vars(item), "part": part})
 
 
 def _read(folder: Path | None, file: str, rows: int) -> list[dict[str, Any]]:

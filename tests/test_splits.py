@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from suite.errors import UserError
-from suite.splits import BALANCE, distinct, fraction, normalised, split
+from suite.splits import BALANCE, distinct, fraction, mixed, normalised, split
 from suite.task import Item, Splits
 
 
@@ -92,3 +94,29 @@ def test_a_new_item_moves_no_other_one() -> None:
 def test_what_cannot_be_split_evenly_is_said(rows: list[tuple[Item, str]]) -> None:
     with pytest.raises(UserError, match=r"^t: \d+ items in \d groups cannot be split"):
         split(rows, "t")
+
+
+def part(name: str, train: int, validation: int, test: int) -> Splits:
+    def some(split: str, count: int) -> list[Item]:
+        return [Item(f"{name}/{split}/{i}", f"{name} {split} {i}", label=i % 2) for i in range(count)]
+
+    return Splits(some("train", train), some("validation", validation), some("test", test))
+
+
+def test_a_mixture_takes_turns_and_keeps_each_parts_scored_items() -> None:
+    found = mixed({"a": part("a", 5, 2, 3), "b": part("b", 9, 1, 4)}, "salt")
+    assert Counter(item.part for item in found.train) == {"a": 5, "b": 5}
+    assert all({one.part, other.part} == {"a", "b"} for one, other in zip(found.train[::2], found.train[1::2], strict=True))
+    assert {item.part for item in found.train[::2]} == {"a", "b"}  # neither always goes first
+    assert [item.id for item in found.test] == [*(f"a/test/{i}" for i in range(3)), *(f"b/test/{i}" for i in range(4))]
+
+
+def test_a_mixture_trains_on_nothing_that_another_part_scores() -> None:
+    one = Splits([Item("t", "Same text!", label=0), Item("u", "other", label=1)], [Item("v", "held", label=0)],
+                 [Item("w", "far", label=1)])
+    other = Splits([Item("x", "HELD", label=0), Item("y", "own", label=1)], [Item("z", "Far.", label=1)],
+                   [Item("q", "same text", label=1), Item("r", "FAR", label=0)])
+    found = mixed({"one": one, "other": other}, "salt")
+    assert {item.id for item in found.train} == {"u", "y"}
+    assert [item.id for item in found.validation] == ["v"]
+    assert [item.id for item in found.test] == ["w", "q"]
