@@ -16,7 +16,6 @@ The quantisation is that of bitsandbytes. Cores and factors are float32 (QDoTA's
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, Self
 
@@ -190,8 +189,7 @@ def split(W: Tensor, config: Any) -> tuple[NF4, Cores, list[float]]:
 
 
 def _bitsandbytes() -> Any:
-    """bitsandbytes' functions. Its import speaks of a faster kernel for other hardware, which is not needed here."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    """bitsandbytes' functions, imported when they are first needed."""
     import bitsandbytes.functional
 
     return bitsandbytes.functional

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from reports import numbers
 from reports.provenance import Totals
 from reports.publication import Publication, column_name
-from reports.tables import AVERAGE, Line, StudyTable
+from reports.tables import AVERAGE, ELSEWHERE, Line, StudyTable
 from suite import bases
 from suite.errors import UserError
 from suite.published import AVERAGE as PUBLISHED_AVERAGE
@@ -58,9 +58,15 @@ def table_sentences(table: StudyTable) -> list[str]:
     for line in table.lines:
         budgets.setdefault(line.budget if len(table.budgets) > 1 else "", []).append(line)
     for budget, lines in budgets.items():
-        found += _against_reference(table, lines, budget)
+        found += _against_reference(table, lines, budget, table.headline)
+        if ELSEWHERE in table.averages:
+            found += [f"Out of domain. {said}" for said in _against_reference(table, lines, budget, ELSEWHERE)]
     found += _cost(table, scored)
-    missing = [line.label for line in table.lines if line.key not in scored]
+    without = [line for line in table.lines if line.key not in scored]
+    skipped = [line.label for line in without if table.values[line.key, table.headline].state == "skipped"]
+    missing = [line.label for line in without if line.label not in skipped]
+    if skipped:
+        found.append(f"Skipped as not applicable: {_some(skipped)}.")
     if missing:
         found.append(f"No complete result yet: {_some(missing)}.")
     return found
@@ -154,14 +160,14 @@ def _highest(table: StudyTable, scored: dict[str, float]) -> str:
     return text + "."
 
 
-def _against_reference(table: StudyTable, lines: Sequence[Line], budget: str) -> list[str]:
-    """How lines differ from their reference; of several budgets, those of one at a time."""
+def _against_reference(table: StudyTable, lines: Sequence[Line], budget: str, column: str) -> list[str]:
+    """How lines differ from their reference in a column; of several budgets, those of one at a time."""
     above: list[str] = []
     below: list[str] = []
     weak: list[str] = []
     level: list[str] = []
     known = [(delta, line) for line in lines
-             if (delta := table.differences.get((line.key, table.headline))) is not None]
+             if (delta := table.differences.get((line.key, column))) is not None]
     for delta, line in sorted(known, key=lambda pair: -pair[0].mean):
         said = f"{line.name} ({numbers.signed(delta.mean)})"
         if delta.clear:

@@ -27,6 +27,8 @@ Fate = Literal["finished", "diverged", "failed", "skipped", "missing"]
 FATES: tuple[Fate, ...] = ("finished", "diverged", "failed", "skipped", "missing")
 T = TypeVar("T")
 AVERAGE = "average"
+#: The average over the parts of a task that it does not train on.
+ELSEWHERE = "out-of-domain"
 #: Letters of a title that heads a column.
 LONGEST_TITLE = 22
 
@@ -115,7 +117,7 @@ class Size:
 class StudyTable:
     """A measured table. `values` and `differences` are keyed by line and column.
 
-    The column `AVERAGE` exists when there are several columns with one metric.
+    `averages` are the columns that average others (`AVERAGE`, `ELSEWHERE`), each with those that it averages.
     """
 
     id: str
@@ -124,6 +126,7 @@ class StudyTable:
     reference: Mapping[str, Line]
     lines: tuple[Line, ...]
     columns: tuple[Column, ...]
+    averages: Mapping[str, tuple[str, ...]]
     values: Mapping[tuple[str, str], Value]
     differences: Mapping[tuple[str, str], Difference]
     sizes: Mapping[str, Size]
@@ -133,12 +136,12 @@ class StudyTable:
 
     @property
     def has_average(self) -> bool:
-        return len(self.columns) > 1 and len({c.metric for c in self.columns if c.metric}) <= 1
+        return AVERAGE in self.averages
 
     @property
     def column_ids(self) -> tuple[str, ...]:
-        """Ids of the columns in order, the average last."""
-        return tuple(c.id for c in self.columns) + ((AVERAGE,) if self.has_average else ())
+        """Ids of the columns in order, the average of all last."""
+        return (*(c.id for c in self.columns), *self.averages)
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -156,8 +159,8 @@ class StudyTable:
         return tuple(dict.fromkeys(line.budget for line in self.lines if line.budget))
 
     def title_of(self, column: str) -> str:
-        if column == AVERAGE:
-            return "Average"
+        if column in self.averages:
+            return "Average" if column == AVERAGE else "Out of domain"
         return next(c.title for c in self.columns if c.id == column)
 
     def is_reference(self, line: Line) -> bool:
@@ -233,6 +236,7 @@ class _Builder:
         for cell in cells:
             self.by_place.setdefault((self._line(cell).key, cell.spec.task.id), []).append(cell)
         self.columns: dict[str, Column] = {}
+        self.averages: dict[str, tuple[str, ...]] = {}
         self.values: dict[tuple[str, str], Value] = {}
         self.outcomes: dict[tuple[str, str], dict[int, Outcomes]] = {}
 
@@ -245,10 +249,10 @@ class _Builder:
         for line in self.lines:
             for task in self.tasks:
                 self._read_outcomes(line, task)
-        column_ids = list(self.columns)
-        if len(columns) > 1 and len({c.metric for c in columns if c.metric}) <= 1:
-            self.values |= {(line.key, AVERAGE): self._average(line) for line in self.lines}
-            column_ids.append(AVERAGE)
+        self.averages = _averages(columns)
+        self.values |= {(line.key, average): self._average(line, over)
+                        for line in self.lines for average, over in self.averages.items()}
+        column_ids = [*self.columns, *self.averages]
         differences = {
             (line.key, column): delta for line in self.lines for column in column_ids
             if (other := reference[line.key]).key != line.key
@@ -258,7 +262,7 @@ class _Builder:
             self._mark_top(column)
         return StudyTable(
             id=self.id, title=self.table.title, base=self.table.base, reference=reference, lines=self.lines,
-            columns=columns, values=self.values, differences=differences,
+            columns=columns, averages=self.averages, values=self.values, differences=differences,
             sizes={line.key: size for line in self.lines if (size := self._size(line)) is not None},
             seeds=tuple(sorted({cell.spec.seed for cell in self.cells})),
             records={line.key: tuple(self._records(line.key)) for line in self.lines},
@@ -320,8 +324,8 @@ class _Builder:
                 items = score.items
         return Value(fates, scores, statistics.summarise(list(scores.values()), items))
 
-    def _average(self, line: Line) -> Value:
-        parts = [self.values[line.key, column] for column in self.columns]
+    def _average(self, line: Line, over: Sequence[str]) -> Value:
+        parts = [self.values[line.key, column] for column in over]
         fates: Counter[Fate] = Counter()
         for part in parts:
             fates.update(part.fates)
@@ -351,7 +355,7 @@ class _Builder:
 
     def _difference(self, line: Line, other: Line, column: str) -> Difference | None:
         """Line minus other over what both have: paired by item, or by seed where predictions are lacking."""
-        columns = list(self.columns) if column == AVERAGE else [column]
+        columns = self.averages.get(column, (column,))
         pairs = [self._pair(line, other, name, self.outcomes) for name in columns]
         delta = statistics.average_difference(pairs)
         if delta is not None:
@@ -396,6 +400,15 @@ class _Builder:
             return None
         return Size(min(t.total for t in found), max(t.total for t in found),
                     min(t.share for t in found), max(t.share for t in found))
+
+
+def _averages(columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:
+    """The averages over several columns of one metric: over parts that are not trained on, then over all."""
+    if len(columns) < 2 or len({c.metric for c in columns if c.metric}) > 1:
+        return {}
+    known = registry.tasks()
+    unseen = tuple(c.id for c in columns if c.task in known and c.part in known[c.task].unseen)
+    return ({ELSEWHERE: unseen} if unseen else {}) | {AVERAGE: tuple(c.id for c in columns)}
 
 
 def read(table: object) -> pd.DataFrame | None:

@@ -32,7 +32,7 @@ def measured(table: StudyTable) -> Sheet:
         if above is not None and above.budget != line.budget:
             blocks.add(len(rows))
         name = entry(line.label, *_if(table.is_reference(line), "reference"))
-        scores = [value_entry(table.values[line.key, c], c == AVERAGE) for c in table.column_ids]
+        scores = [value_entry(table.values[line.key, c], c in table.averages) for c in table.column_ids]
         delta = [_headline_entry(table, line)] if compared else []
         rows.append((name, _size_entry(table, line), *scores, *delta, *_price(table, line)))
         data += [_value_data(table, line, c) for c in table.column_ids]
