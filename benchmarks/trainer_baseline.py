@@ -68,9 +68,10 @@ class MeanPoolingClassifier(nn.Module):
 def tokenised(path: Path, tokenizer: Any, args: argparse.Namespace) -> Dataset:
     """The lines of a file as token ids, with `length`; in a causal model's training lines the prompt carries no loss."""
     lines = load_dataset("json", data_files=str(path), split="train")
+    most = args.max_length  # all that the functions see of the run, so that the next run finds their result kept
 
     def classify(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        found = tokenizer(rows["text"], truncation=True, max_length=args.max_length)
+        found = tokenizer(rows["text"], truncation=True, max_length=most)
         return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"], "labels": rows["label"],
                 "length": [len(ids) for ids in found["input_ids"]]}
 
@@ -80,7 +81,7 @@ def tokenised(path: Path, tokenizer: Any, args: argparse.Namespace) -> Dataset:
         targets = tokenizer(rows["target"], add_special_tokens=False)["input_ids"]
         for prompt, target in zip(prompts, targets, strict=True):
             answer = [*target, tokenizer.eos_token_id]
-            question = prompt[max(0, len(prompt) + len(answer) - args.max_length):]  # a long one loses its beginning
+            question = prompt[max(0, len(prompt) + len(answer) - most):]  # a long one loses its beginning
             made["input_ids"].append(question + answer)
             made["attention_mask"].append([1] * len(question + answer))
             made["labels"].append([-100] * len(question) + answer)
