@@ -206,7 +206,8 @@ def bench(
 ) -> None:
     """Time a sweep three ways in one sitting: a process per run with peft and Trainer, that tuned, and this suite."""
     from suite import paths
-    from suite.bench import output, sitting, workload as workloads
+    from suite.bench import output, sitting
+    from suite.bench import workload as workloads
 
     if workload is None:
         found = [workloads.load(name) for name in workloads.names()]

@@ -23,9 +23,10 @@ def verdict(sitting: Sitting) -> str:
     if not sitting.comparable:
         return "Not comparable: " + "; ".join(sitting.differences) + "."
     plain, tuned = ratio(sitting.plain, sitting.ours), ratio(sitting.tuned, sitting.ours)
+    tolerance = sitting.workload.tolerance
     return (f"This suite took {sitting.ours.wall.median:.0f} s for the sweep; (a) took {_times(plain)} times as long, "
-            f"the best of (b), {sitting.tuned.label}, {_times(tuned)} times. Same updates, tokens, parameters and items; losses and scores "
-            f"agree within {sitting.workload.tolerance.loss:.0%} and {sitting.workload.tolerance.score:g} points.")
+            f"the best of (b), {sitting.tuned.label}, {_times(tuned)} times. Same updates, tokens, parameters and items; "
+            f"losses and scores agree within {tolerance.loss:.0%} and {tolerance.score:g} points.")
 
 
 def as_json(sitting: Sitting) -> dict[str, Any]:
@@ -52,8 +53,8 @@ def markdown(sitting: Sitting) -> str:
     """The page: what ran, the table, the losses and scores, how to read it."""
     workload, machine = sitting.workload, sitting.machine["hardware"]
     place = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
-    versions = ", ".join(f"{name} {sitting.machine['packages'][name]}" for name in ("torch", "transformers", "peft", "mlflow")
-                         if name in sitting.machine["packages"])
+    packages = sitting.machine["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "peft", "mlflow"))
     repeats = len(sitting.ours.measured)
     peaks = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in sitting.peaks.items())
     agreement = []
