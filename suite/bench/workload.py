@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -54,12 +55,15 @@ class Workload(Frozen):
         return [Run(*one) for one in product(self.ranks, self.learning_rates, self.seeds)]
 
     def spread(self, count: int) -> list[Run]:
-        """`count` of the runs, spread over ranks, learning rates and seeds; all when there are no more."""
-        runs = self.runs
-        if count >= len(runs):
-            return runs
-        # Steps that share no factor with the axes visit them all, and begin at different seeds.
-        return [runs[(position * len(runs) // count + position) % len(runs)] for position in range(count)]
+        """`count` of the runs, each with the rank, rate and seed taken least so far; all when there are no more."""
+        left, taken = list(self.runs), Counter[tuple[str, float]]()
+        chosen: list[Run] = []
+        while left and len(chosen) < count:
+            run = min(left, key=lambda one: sum(taken[value] for value in vars(one).items()))
+            left.remove(run)
+            chosen.append(run)
+            taken.update(vars(run).items())
+        return chosen
 
     def study(self) -> Study:
         """The sweep as a study of this suite, at the scale that fits the device. Raises `UserError` for a wrong recipe."""
