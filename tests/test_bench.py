@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from suite import assets, bases, paths, registry, study
+from suite import assets, bases, cli, paths, registry, study
 from suite.bench import output, processes, workload
 from suite.bench.figures import (
     Measured,
@@ -177,6 +178,23 @@ def test_processes_run_some_at_once_and_their_memory_is_that_of_the_tree(tmp_pat
     with pytest.raises(UserError, match=r"exit code 3: no such thing"):
         processes.run([[sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"]], 1, os.environ,
                       tmp_path / "failed")
+
+
+def test_the_command_lists_workloads_and_says_when_a_gpu_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SUITE_RESULTS", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["suite", "bench"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(name in out for name in workload.names())
+    monkeypatch.setattr(sys, "argv", ["suite", "bench", "minilm-b8"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == cli.WRONG
+    assert "workload minilm-b8 needs a GPU and none is here" in capsys.readouterr().err
 
 
 TINY = {

@@ -79,7 +79,7 @@ def markdown(sitting: Sitting) -> str:
 
 
 def _row(sitting: Sitting, way: Way) -> list[str]:
-    peak = sitting.peaks[way.precision]
+    peak = sitting.peak(way)
     whole, training = way.tokens_per_second(), way.training_tokens_per_second()
     memory = f"{way.resident / 2**30:.2f} GiB"
     if way.device is not None:
@@ -91,7 +91,7 @@ def _row(sitting: Sitting, way: Way) -> list[str]:
 
 
 def _way(sitting: Sitting, way: Way) -> dict[str, Any]:
-    peak = sitting.peaks[way.precision]
+    peak = sitting.peak(way)
     whole, training = way.tokens_per_second(), way.training_tokens_per_second()
     return {
         "id": way.id, "label": way.label, "precision": way.precision, "at_once": way.at_once,

@@ -58,6 +58,10 @@ class Sitting:
         """The quickest of the tuned baselines."""
         return min(self.ways[1:-1], key=lambda way: way.wall.median)
 
+    def peak(self, way: Way) -> float:
+        """The peak in the way's precision; the higher one where the way names none of those measured."""
+        return self.peaks.get(way.precision, max(self.peaks.values()))
+
     @property
     def comparable(self) -> bool:
         return not self.differences
@@ -287,11 +291,13 @@ def _losses(folder: Path) -> list[float]:
 
 
 def _lanes(found: Sequence[Record]) -> float:
-    """Packs at work at a time, in the mean: their seconds together over the wall seconds from first to last."""
+    """Packs at work at a time, in the mean: their seconds together over the wall seconds from first to last, which are
+    whole in records: so between one and as many as there are packs or cores."""
     ends = [datetime.fromisoformat(record.finished).timestamp() for record in found]
     starts = [datetime.fromisoformat(record.started).timestamp() for record in found]
-    wall = max(ends) - min(starts)
-    return max(1.0, sum(record.timings.total for record in found) / wall) if wall else 1.0
+    wall = max(1.0, max(ends) - min(starts))
+    packs = sum(record.pack is None or record.pack.position == 0 for record in found)
+    return min(max(1.0, sum(record.timings.total for record in found) / wall), packs, environment.cores())
 
 
 def _tuned(at_once: int) -> str:
