@@ -225,7 +225,7 @@ def profiled(path: Path | None) -> Any:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
 
     def write(profile: torch.profiler.profile) -> None:
-        key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         path.write_text(profile.key_averages().table(sort_by=key, row_limit=40), encoding="utf-8")
 
     return torch.profiler.profile(activities=activities, on_trace_ready=write)

@@ -27,7 +27,7 @@ def write(path: str, scale: Scale, table: Path) -> None:
     with profile(activities=activities) as profiler:
         Worker("cuda" if gpu else "cpu").run(pack)
     averages = profiler.key_averages()
-    text = averages.table(sort_by="self_cuda_time_total" if gpu else "self_cpu_time_total", row_limit=40)
+    text = averages.table(sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=40)
     table.write_text(f"{len(pack)} runs in the pack\n{text}", encoding="utf-8")
 
 
