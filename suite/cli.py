@@ -204,6 +204,46 @@ def snapshot(
 
 
 @app.command()
+def bench(
+    workload: Annotated[str | None, typer.Argument(help="A workload, or the path of a file (none: list them).")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How many times every way takes its turn.")] = 3,
+    full: Annotated[bool, typer.Option("--full", help="Let the baselines make every run, not a sample.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a profile of one run of each way.")] = False,
+    save: Annotated[str | None, typer.Option(help="Keep the figures under results/measured/ by this name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a sweep three ways in one sitting: a process per run with peft and Trainer, that tuned, and this suite."""
+    from suite import paths
+    from suite.bench import output, sitting
+    from suite.bench import workload as workloads
+
+    if workload is None:
+        found = [workloads.load(name) for name in workloads.names()]
+        if as_json:
+            _dump([one.model_dump(mode="json") for one in found])
+        else:
+            _table(["id", "device", "runs", "title"], [[one.id, one.device, len(one.runs), one.title] for one in found])
+        return
+    if save is not None and not save.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"--save {save}: use one word of letters, digits, - and _")
+    console = Console(stderr=True, highlight=False)
+    chosen = workloads.load(workload)
+    folder = paths.reports() / f"bench-{chosen.id}"
+    held = sitting.hold(chosen, repeats, full, folder if profile else None, lambda text: console.print(Text(text)))
+    page = output.write(held, folder)
+    if save is not None:
+        output.write(held, paths.REPOSITORY / "results" / "measured" / f"bench-{chosen.id}-{save}")
+    if as_json:
+        _dump(output.as_json(held))
+    else:
+        _table(output.HEADER, output.rows(held), title=chosen.title)
+        for text in (output.verdict(held), *held.notes, f"Page: {page}"):
+            Console(width=_wide()).print(Text(text))
+    if not held.comparable:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
        host: Annotated[str, typer.Option(help="127.0.0.1 or localhost.")] = "127.0.0.1") -> None:
     """Open the MLflow pages on this machine."""
