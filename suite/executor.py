@@ -17,13 +17,16 @@ from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
 from suite import paths, records
 from suite.records import Record
 from suite.specs import RunSpec
+
+if TYPE_CHECKING:
+    from suite.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ class Local:
             if records.is_done(spec.id):
                 continue
             if spec.id in tried:
-                record = _record_death(spec, hand.process.exitcode)
+                record = record_death(spec, hand.process.exitcode)
                 if record is not None:
                     self.listener(Event("record", hand.number, spec.id, record=record))
                     continue
@@ -170,7 +173,7 @@ class Local:
             self._give(fresh, todo)
 
 
-def _record_death(spec: RunSpec, code: int | None) -> Record | None:
+def record_death(spec: RunSpec, code: int | None) -> Record | None:
     """The record of a run whose worker died twice, or None when another process has taken the run over meanwhile."""
     try:
         with claim(spec.id).acquire(blocking=False):
@@ -182,8 +185,31 @@ def _record_death(spec: RunSpec, code: int | None) -> Record | None:
         return None
 
 
+def serve(worker: Worker, pack: Sequence[RunSpec], number: int, tell: Listener) -> set[str]:
+    """What a worker does with a pack, in whatever process it lives: claim the runs, run what is not done, tell it.
+
+    Returns the ids of runs that another process holds.
+    """
+    taken: set[str] = set()
+    with contextlib.ExitStack() as claims:
+        mine: list[RunSpec] = []
+        for spec in pack:
+            try:
+                claims.enter_context(claim(spec.id).acquire(blocking=False))
+            except Timeout:
+                taken.add(spec.id)
+                continue
+            if not records.is_done(spec.id):  # another process may have finished it meanwhile
+                mine.append(spec)
+        if mine:
+            name = mine[0].id
+            for record in worker.run(mine, lambda *at: tell(Event("progress", number, name, *at))):
+                tell(Event("record", number, record.id, record=record))
+    return taken
+
+
 def _work(threads: int, device: str, number: int, line: Connection) -> None:
-    """Body of a worker process: take a pack, claim its runs, run them, say so, until the line ends."""
+    """Body of a worker process: take a pack, serve it, say so, until the line ends."""
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -201,25 +227,7 @@ def _work(threads: int, device: str, number: int, line: Connection) -> None:
             from suite.worker import Worker
 
             worker = Worker(device, threads)
-        with contextlib.ExitStack() as claims:
-            mine: list[RunSpec] = []
-            taken: set[str] = set()
-            for spec in pack:
-                try:
-                    claims.enter_context(claim(spec.id).acquire(blocking=False))
-                except Timeout:
-                    taken.add(spec.id)
-                    continue
-                if not records.is_done(spec.id):  # another process may have finished it meanwhile
-                    mine.append(spec)
-            if mine:
-                name = mine[0].id
-
-                def progress(phase: str, done: int, total: int, name: str = name) -> None:
-                    say("event", Event("progress", number, name, phase, done, total))
-
-                for record in worker.run(mine, progress):
-                    say("event", Event("record", number, record.id, record=record))
+        taken = serve(worker, pack, number, lambda event: say("event", event))
         say("idle", taken)
 
 
