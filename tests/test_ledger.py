@@ -78,7 +78,8 @@ class Holder:
     """Another process that can hold the run."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
         self.hear()
 
     def tell(self, word: str) -> None:
