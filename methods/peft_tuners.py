@@ -79,7 +79,8 @@ class Tuner:
     `options(facts)`: what is set where the user sets nothing and peft's default does not fit every base. `sized(size,
     facts)`: the options that a size sets (None: the tuner has no size). `sizes(facts)`: the sizes there are, where not
     every whole number is one. `count(options, facts)`: trained scalars in closed form, where peft cannot build without
-    weights. `bases`: kinds of base it works on. `refused`: why it cannot be run at all.
+    weights. `bases`: kinds of base it works on. `resumes`: a killed run goes on from a checkpoint. `refused`: why it
+    cannot be run at all.
     """
 
     kind: str
@@ -93,6 +94,7 @@ class Tuner:
     count: Callable[[Options, Facts], int] | None = None
     linear: bool = True  # target_modules is every linear layer unless the user says otherwise
     bases: tuple[str, ...] = ("encoder", "causal", "seq2seq")
+    resumes: bool = True
     refused: str | None = None
 
 
@@ -155,6 +157,9 @@ def _randlora(size: int, facts: Facts) -> Options:
 
 
 CAUSAL = ("causal",)
+
+#: What AdaLoRA's allocator of ranks remembers from step to step, by tensor.
+IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 TUNERS = (
     # Low rank and relatives.
@@ -394,6 +399,28 @@ class PeftTuner(Method["PeftTuner.Config"]):
             if getattr(made, "total_step", 0) == 10**9:
                 made.total_step = steps
             model.base_model.update_and_allocate(step)
+
+    def snapshot(self, model: Any) -> dict[str, Tensor]:
+        """Of AdaLoRA its counts of ranks, its averages of importance and the ranks that it keeps."""
+        if self.tuner.kind != "adalora":
+            return {}
+        found = {f"rank/{name}": parameter.data for name, parameter in model.named_parameters() if "ranknum" in name}
+        for kind in IMPORTANCES:
+            found |= {f"{kind}/{name}": value for name, value in getattr(model.base_model.rankallocator, kind).items()}
+        pattern = model.active_peft_config.rank_pattern or {}
+        return found | {f"pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+    def restore(self, model: Any, tensors: Mapping[str, Tensor]) -> None:
+        pattern, place = {}, next(model.parameters()).device
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "rank":
+                model.get_parameter(name).data.copy_(value)
+            elif kind == "pattern":
+                pattern[name] = value.tolist()
+            else:
+                getattr(model.base_model.rankallocator, kind)[name] = value.to(place, copy=True)
+        model.active_peft_config.rank_pattern = pattern or None
 
     def end(self, model: Any) -> None:
         model.eval()

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from suite import bases, data, environment, gradients, metrics, objectives, records, registry
+from suite import bases, checkpoint, data, environment, gradients, metrics, objectives, records, registry
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
 from suite.errors import UserError
 from suite.generation import evaluate_text
@@ -78,6 +78,7 @@ class Worker:
             return self._run(specs, progress)
         except Exception as error:
             self._forget()
+            checkpoint.remove(spec.id for spec in specs)  # it may be the cause
             if len(specs) > 1:
                 return [record for spec in specs for record in self.run([spec], progress)]
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -103,13 +104,15 @@ class Worker:
         loaded, items, train_set, packed = made.loaded, made.items, made.train_set, made.packed
         try:
             trained = None
+            keeper = checkpoint.Checkpoint(specs, clock.seconds)
             environment.release()
             idle = environment.resident()
             with environment.PeakMemory(self.device.type) as during:
                 if method.trains != "nothing":
                     trained = train(packed, specs, train_set, self._loss(packed, task),
-                                    lambda done, total: progress("train", done, total))
+                                    lambda done, total: progress("train", done, total), keeper)
             clock.phase("train")
+            clock.add(keeper.earlier)
             progress("evaluate", 0, 1)
             with environment.PeakMemory(self.device.type) as after, torch.no_grad():
                 outcomes = self._evaluate(packed, loaded, items, specs)
@@ -144,6 +147,7 @@ class Worker:
                               truncated=train_set.truncated, majority=_majority(items, spec)),
                     timings=clock.shared(len(specs)),
                     throughput=_throughput(trained, run),
+                    resumed=trained.resumed if trained else [],
                     memory=memory,
                     pack=Pack(size=len(specs), position=run),
                     decode=outcomes[run].decode,
@@ -156,6 +160,7 @@ class Worker:
                 predictions=outcomes[run].predictions,
                 adapter=states[run],
             ))
+        checkpoint.remove(spec.id for spec in specs)
         return results
 
     def revive(self, record: Record) -> tuple[Packed, bases.LoadedBase]:
@@ -306,6 +311,11 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Count the phases of earlier attempts too."""
+        for name, seconds in earlier.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def shared(self, runs: int) -> Timings:
         """Each run's equal share of the pack's time."""
