@@ -184,7 +184,7 @@ TUNERS = (
     Tuner("randlora", "RandLoRA", "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", "2502.00987",
           2025, options=_rank(32), sized=_randlora),
     Tuner("adamss", "AdaMSS", "AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning", None, 2025,
-          options=_rank(100), sized=_is("subspace_rank"), count=_adamss_count),
+          options=_rank(100), sized=_is("subspace_rank"), count=_adamss_count, resumes=False),
     Tuner("glora", "GLoRA", "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning", "2306.07967", 2023,
           sized=_is("r")),
     Tuner("psoft", "PSOFT", "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", "2505.11235", 2025,
@@ -577,6 +577,7 @@ def _method(tuner: Tuner) -> PeftTuner:
     """The method of a tuner: a class of its own, since what a method is stands on its class."""
     config = type(f"{tuner.label}Config", (PeftTuner.Config,), {"tuner": tuner, "__doc__": PeftTuner.Config.__doc__})
     facts: dict[str, Any] = {"id": f"peft:{tuner.kind}", "label": f"{tuner.label} (peft)", "tuner": tuner, "Config": config,
+                             "resumes": tuner.resumes,
                              "paper": Paper(tuner.title, tuner.arxiv, tuner.year), "size": "size" if tuner.sized else None}
     made: type[PeftTuner] = type(f"Peft{tuner.label}", (PeftTuner,), facts)
     return made()

@@ -260,7 +260,7 @@ class Method(ABC, Generic[C]):
     #: True: the adapters hold W in another form (quantised), and the base's own weights are let go. Spoils the base.
     frees_weights: ClassVar[bool] = False
     #: False: training holds something that a checkpoint does not, so that a killed run begins anew.
-    resumes: bool = True
+    resumes: ClassVar[bool] = True
 
     @abstractmethod
     def trainable(self, config: C, shapes: Shapes) -> int:
