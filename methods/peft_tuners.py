@@ -13,7 +13,7 @@ import json
 import typing
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, reduce
 from math import ceil, gcd
@@ -411,7 +411,8 @@ class PeftTuner(Method["PeftTuner.Config"]):
         return found | {f"pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
 
     def restore(self, model: Any, tensors: Mapping[str, Tensor]) -> None:
-        pattern, place = {}, next(model.parameters()).device
+        pattern: dict[str, list[bool]] = {}
+        place = next(model.parameters()).device
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             if kind == "rank":
@@ -577,8 +578,8 @@ def _method(tuner: Tuner) -> PeftTuner:
     """The method of a tuner: a class of its own, since what a method is stands on its class."""
     config = type(f"{tuner.label}Config", (PeftTuner.Config,), {"tuner": tuner, "__doc__": PeftTuner.Config.__doc__})
     facts: dict[str, Any] = {"id": f"peft:{tuner.kind}", "label": f"{tuner.label} (peft)", "tuner": tuner, "Config": config,
-                             "resumes": tuner.resumes,
-                             "paper": Paper(tuner.title, tuner.arxiv, tuner.year), "size": "size" if tuner.sized else None}
+                             "paper": Paper(tuner.title, tuner.arxiv, tuner.year), "size": "size" if tuner.sized else None,
+                             "resumes": tuner.resumes}
     made: type[PeftTuner] = type(f"Peft{tuner.label}", (PeftTuner,), facts)
     return made()
 

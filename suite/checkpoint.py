@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from suite import paths
+from suite import paths, records
 from suite.errors import UserError
 from suite.optimiser import PackedAdamW
 from suite.packing import Packed
@@ -142,7 +142,7 @@ def every() -> float:
 
 def path(run_id: str) -> Path:
     """The checkpoint of the pack whose first run this is."""
-    return paths.results() / "checkpoints" / f"{run_id}.safetensors"
+    return _folder() / f"{run_id}.safetensors"
 
 
 def remove(run_ids: Iterable[str]) -> None:
@@ -150,6 +150,17 @@ def remove(run_ids: Iterable[str]) -> None:
     for run_id in run_ids:
         path(run_id).unlink(missing_ok=True)
         _scratch(path(run_id)).unlink(missing_ok=True)
+
+
+def clear() -> None:
+    """Remove checkpoints of runs that have ended: their process was killed between writing the records and this."""
+    for left in _folder().glob("*.safetensors"):
+        if records.is_done(left.stem):
+            left.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return paths.results() / "checkpoints"
 
 
 def _curves(loop: Loop) -> dict[str, Tensor]:

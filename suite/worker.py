@@ -70,6 +70,7 @@ class Worker:
         self.environment = environment.snapshot(device=device, threads=threads)
         self._bases: dict[tuple[str, str], bases.LoadedBase] = {}  # by id and precision
         self._encoded: dict[str, EncodedSet] = {}
+        checkpoint.clear()
 
     def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
         """Run a pack and write its records. A pack that fails is tried run by run; a run that fails alone is

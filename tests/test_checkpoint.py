@@ -31,7 +31,7 @@ ALWAYS = 1e-9  # minutes: a checkpoint after every step
 DIES = 1e30  # a learning rate after whose first steps no loss is finite
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Instead of a signal: the process and all its objects are done with."""
 
 
@@ -43,7 +43,7 @@ def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def attempt(seeds: Sequence[int] = (0, 1), minutes: float = ALWAYS, steps: int | None = None, method: str = "lora",
             change: Callable[[tiny.Tiny], None] = lambda base: None, rates: Sequence[float] = (1e-3, 1e-3),
             epochs: int = 2) -> tuple[Trained, list[RunSpec]]:
-    """Train runs of these seeds with fresh objects; raises `Killed` after so many steps."""
+    """Train runs of these seeds with fresh objects; raises `KilledError` after so many steps."""
     base, made = tiny.build("bert", torch.float32), registry.method(method)
     change(base)
     config = made.Config()
@@ -54,7 +54,7 @@ def attempt(seeds: Sequence[int] = (0, 1), minutes: float = ALWAYS, steps: int |
     def watched(batch: Batch) -> torch.Tensor:
         nonlocal count
         if count == steps:
-            raise Killed
+            raise KilledError
         count += 1
         return loss_of(batch)
 
@@ -63,7 +63,7 @@ def attempt(seeds: Sequence[int] = (0, 1), minutes: float = ALWAYS, steps: int |
 
 def kill(**facts: object) -> Path:
     """Kill a training after three steps; gives its checkpoint."""
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         attempt(steps=3, **facts)  # type: ignore[arg-type]
     (found,) = (paths.results() / "checkpoints").iterdir()
     return found
@@ -139,7 +139,7 @@ def test_a_run_that_has_stopped_stays_stopped() -> None:
     """One of two, and both: then the pack ends early, at the same step as without an interruption."""
     for rates in ([1e-3, DIES], [DIES, DIES]):
         whole, _ = attempt(rates=rates, minutes=0, epochs=6)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             attempt(rates=rates, steps=6, epochs=6)
         parts, specs = attempt(rates=rates, epochs=6)
         assert parts.resumed == [6]
@@ -151,7 +151,7 @@ def test_a_run_that_has_stopped_stays_stopped() -> None:
 
 @pytest.mark.parametrize("minutes", [0.0, 60.0])
 def test_nothing_is_written_before_it_is_time_or_where_it_is_off(minutes: float) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         attempt(minutes=minutes, steps=3)
     assert not (paths.results() / "checkpoints").exists()
 

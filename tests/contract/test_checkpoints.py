@@ -36,7 +36,7 @@ FOREIGN: list[tuple[str, dict[str, Any]]] = [
     ("peft:osf", {}), ("peft:boft", {}), ("peft:unilora", {}), ("peft:shira", {}), ("peft:p_tuning", {})]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Instead of a signal: the process and all its objects are done with."""
 
 
@@ -55,7 +55,7 @@ class Run:
 
 def attempt(name: str, arch: str, chosen: Sequence[Any], folder: Path, minutes: float = ALWAYS,
             steps: int | None = None) -> Run:
-    """Train on from what stands on disk, with nothing in memory; raises `Killed` after so many steps."""
+    """Train on from what stands on disk, with nothing in memory; raises `KilledError` after so many steps."""
     base, method = tiny.build(arch, torch.float32), registry.method(name)
     starts = base.starts(method, chosen, folder)
     specs = [base.spec(method, start.config, start.seed, RATES[start.seed]) for start in starts]
@@ -65,7 +65,7 @@ def attempt(name: str, arch: str, chosen: Sequence[Any], folder: Path, minutes: 
     def watched(batch: Batch) -> Tensor:
         nonlocal made
         if made == steps:
-            raise Killed
+            raise KilledError
         made += 1
         return loss_of(batch)
 
@@ -79,7 +79,7 @@ def check(name: str, arch: str, chosen: Sequence[Any], folder: Path) -> None:
     whole = attempt(name, arch, chosen, folder, minutes=0)
     for seed, steps in enumerate(last - first for first, last in pairwise([0, *KILLS])):
         torch.manual_seed(seed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             attempt(name, arch, chosen, folder, steps=steps)
     parts = attempt(name, arch, chosen, folder)
     assert parts.trained.resumed == list(KILLS)
@@ -112,7 +112,7 @@ def test_a_killed_training_of_peft_ends_as_one_left_alone(name: str, options: di
 
 def test_a_method_that_cannot_go_on_exactly_begins_anew(tmp_path: Path) -> None:
     config = registry.method("peft:adamss").Config()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         attempt("peft:adamss", "bert", [config], tmp_path, steps=3)
     assert not list(tmp_path.rglob("*.safetensors"))
     assert attempt("peft:adamss", "bert", [config], tmp_path).trained.resumed == []
