@@ -210,7 +210,7 @@ def test_a_run_killed_in_the_middle_of_training_ends_bit_for_bit_as_one_left_alo
     assets.fetch("minilm")
     assets.fetch("hutto-2014")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert suite_run(alone, 0).wait(300) == 0
+    assert suite_run(alone, 0).wait(600) == 0
 
     process = suite_run(killed, 1e-5)
     done = 0
@@ -230,7 +230,7 @@ def test_a_run_killed_in_the_middle_of_training_ends_bit_for_bit_as_one_left_alo
     assert 5 <= facts["done"] < 32
 
     again = suite_run(killed, 5)
-    assert again.wait(300) == 0, again.stderr
+    assert again.wait(600) == 0, again.stderr
     assert not list((killed / "checkpoints").iterdir())
     whole, curves, predictions = outcome(alone, monkeypatch)
     parts, other_curves, other_predictions = outcome(killed, monkeypatch)
