@@ -160,7 +160,7 @@ class NoisyCascade(Cascade, WholeAdapter):
     def __init__(self, layer: Layer, weight: Tensor, *rest: Any) -> None:
         super().__init__(layer, *rest)
         self.weight = weight  # the base's own, neither copied nor moved
-        self.spreads: Tensor | None  # [runs, out or 1, 1], measured when a cascade begins
+        self.spreads: Tensor  # [runs, out or 1, 1], measured when a cascade begins
         self.register_buffer("spreads", None)
 
     def whole(self, x: Tensor) -> Tensor:

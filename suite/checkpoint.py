@@ -203,7 +203,7 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     found = zlib.crc32(text.encode())
     for name in sorted(tensors):
         found = zlib.crc32(name.encode(), found)
-        found = zlib.crc32(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
 
 
