@@ -99,6 +99,12 @@ class Cascade(LowRank):
     def end(self) -> None:
         self.training_cascade = None
 
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(-1 if self.training_cascade is None else self.training_cascade)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.training_cascade = None if state < 0 else int(state)
+
     def drawn(self, moment: int | str) -> Tensor:
         """An A for every run, drawn from a seed of the run, the layer and the moment: `[runs, rank, in]`."""
         A = torch.zeros_like(self.A.data)
@@ -154,6 +160,8 @@ class NoisyCascade(Cascade, WholeAdapter):
     def __init__(self, layer: Layer, weight: Tensor, *rest: Any) -> None:
         super().__init__(layer, *rest)
         self.weight = weight  # the base's own, neither copied nor moved
+        self.spreads: Tensor  # [runs, out or 1, 1], measured when a cascade begins
+        self.register_buffer("spreads", None)
 
     def whole(self, x: Tensor) -> Tensor:
         if self.training_cascade is None:
@@ -177,7 +185,7 @@ class NoisyCascade(Cascade, WholeAdapter):
             merged = self.constants(run)
             change = self.scale[run] * (merged["merged_B"] @ merged["merged_A"])
             spreads.append(spread(self.weight.to(change.dtype) + change, law))
-        self.spreads = torch.stack(spreads)  # [runs, out or 1, 1]
+        self.spreads = torch.stack(spreads)
 
     def noisy(self) -> Tensor:
         """W + E of every run, `[runs, out, in]`, equal at every call within a cascade."""

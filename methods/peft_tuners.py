@@ -13,7 +13,7 @@ import json
 import typing
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, reduce
 from math import ceil, gcd
@@ -79,7 +79,8 @@ class Tuner:
     `options(facts)`: what is set where the user sets nothing and peft's default does not fit every base. `sized(size,
     facts)`: the options that a size sets (None: the tuner has no size). `sizes(facts)`: the sizes there are, where not
     every whole number is one. `count(options, facts)`: trained scalars in closed form, where peft cannot build without
-    weights. `bases`: kinds of base it works on. `refused`: why it cannot be run at all.
+    weights. `bases`: kinds of base it works on. `resumes`: a killed run goes on from a checkpoint. `refused`: why it
+    cannot be run at all.
     """
 
     kind: str
@@ -93,6 +94,7 @@ class Tuner:
     count: Callable[[Options, Facts], int | None] | None = None
     linear: bool = True  # target_modules is every linear layer unless the user says otherwise
     bases: tuple[str, ...] = ("encoder", "causal", "seq2seq")
+    resumes: bool = True
     refused: str | None = None
 
 
@@ -185,6 +187,9 @@ def _randlora(size: int, facts: Facts) -> Options:
 
 CAUSAL = ("causal",)
 
+#: What AdaLoRA's allocator of ranks remembers from step to step, by tensor.
+IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
 TUNERS = (
     # Low rank and relatives.
     Tuner("lora", "LoRA", "LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685", 2021, sized=_is("r")),
@@ -208,7 +213,7 @@ TUNERS = (
     Tuner("randlora", "RandLoRA", "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", "2502.00987",
           2025, options=_rank(32), sized=_randlora, count=_randlora_count),
     Tuner("adamss", "AdaMSS", "AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning", None, 2025,
-          options=_rank(100), sized=_is("subspace_rank"), count=_adamss_count),
+          options=_rank(100), sized=_is("subspace_rank"), count=_adamss_count, resumes=False),
     Tuner("glora", "GLoRA", "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning", "2306.07967", 2023,
           sized=_is("r")),
     Tuner("psoft", "PSOFT", "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", "2505.11235", 2025,
@@ -427,6 +432,29 @@ class PeftTuner(Method["PeftTuner.Config"]):
                 made.total_step = steps
             model.base_model.update_and_allocate(step)
 
+    def snapshot(self, model: Any) -> dict[str, Tensor]:
+        """Of AdaLoRA its counts of ranks, its averages of importance and the ranks that it keeps."""
+        if self.tuner.kind != "adalora":
+            return {}
+        found = {f"rank/{name}": parameter.data for name, parameter in model.named_parameters() if "ranknum" in name}
+        for kind in IMPORTANCES:
+            found |= {f"{kind}/{name}": value for name, value in getattr(model.base_model.rankallocator, kind).items()}
+        pattern = model.active_peft_config.rank_pattern or {}
+        return found | {f"pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+    def restore(self, model: Any, tensors: Mapping[str, Tensor]) -> None:
+        pattern: dict[str, list[bool]] = {}
+        place = next(model.parameters()).device
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "rank":
+                model.get_parameter(name).data.copy_(value)
+            elif kind == "pattern":
+                pattern[name] = value.tolist()
+            else:
+                getattr(model.base_model.rankallocator, kind)[name] = value.to(place, copy=True)
+        model.active_peft_config.rank_pattern = pattern or None
+
     def end(self, model: Any) -> None:
         model.eval()
 
@@ -584,7 +612,8 @@ def _method(tuner: Tuner) -> PeftTuner:
     """The method of a tuner: a class of its own, since what a method is stands on its class."""
     config = type(f"{tuner.label}Config", (PeftTuner.Config,), {"tuner": tuner, "__doc__": PeftTuner.Config.__doc__})
     facts: dict[str, Any] = {"id": f"peft:{tuner.kind}", "label": f"{tuner.label} (peft)", "tuner": tuner, "Config": config,
-                             "paper": Paper(tuner.title, tuner.arxiv, tuner.year), "size": "size" if tuner.sized else None}
+                             "paper": Paper(tuner.title, tuner.arxiv, tuner.year), "size": "size" if tuner.sized else None,
+                             "resumes": tuner.resumes}
     made: type[PeftTuner] = type(f"Peft{tuner.label}", (PeftTuner,), facts)
     return made()
 

@@ -44,7 +44,7 @@ class NF4(nn.Module):
         self.shape = W.shape
         codes, self.statistics = _bitsandbytes().quantize_4bit(
             W.float().reshape(1, -1), blocksize=block, quant_type="nf4", compress_statistics=double)
-        self.register_buffer("codes", codes)
+        self.register_buffer("codes", codes, persistent=False)  # as large as the base, and made again alike
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix that the codes stand for."""

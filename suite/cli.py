@@ -113,6 +113,9 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: one per core, or per GPU).")] = None,
     pack: Annotated[int, typer.Option(min=1, help="Runs trained together over one frozen base.")] = 1,
     report: Annotated[bool, typer.Option("--report", help="Write the report afterwards.")] = False,
+    minutes: Annotated[float, typer.Option(
+        "--checkpoint-minutes", min=0, envvar="SUITE_CHECKPOINT_MINUTES",
+        help="Minutes between two checkpoints of what is being trained (0: none).")] = 5.0,
     as_json: AsJson = False,
 ) -> None:
     """Run what a study lacks. Finished runs are kept; the same command goes on after an interruption."""
@@ -121,6 +124,7 @@ def run(
 
     found = studies.load(study)
     cells = studies.cells(found, scale, only or ())
+    os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
     console = Console(stderr=True, highlight=False)
     result = sweep.run(found, _scale(scale), cells, workers, pack, console)
     if report and not result.interrupted and not result.stopped:

@@ -100,6 +100,10 @@ class Adapter(nn.Module, ABC):
 
     Parameters are trained; what is frozen is a buffer or a plain attribute. `mergeable` is False where the output is no
     linear map of x (a router that looks at the token), so that there is no `delta`.
+
+    A run that was killed goes on from a checkpoint, which holds parameters and buffers (which may change their shape). What
+    else changes from step to step, `get_extra_state` gives as one tensor and `set_extra_state` takes back. A buffer that is
+    not persistent is left out: it must be the same whenever the adapter is made.
     """
 
     mergeable: ClassVar[bool] = True
@@ -255,6 +259,8 @@ class Method(ABC, Generic[C]):
     spoils_base: ClassVar[bool] = False  # True: the base in memory cannot serve another run afterwards
     #: True: the adapters hold W in another form (quantised), and the base's own weights are let go. Spoils the base.
     frees_weights: ClassVar[bool] = False
+    #: False: training holds something that a checkpoint does not, so that a killed run begins anew.
+    resumes: ClassVar[bool] = True
 
     @abstractmethod
     def trainable(self, config: C, shapes: Shapes) -> int:
@@ -310,6 +316,13 @@ class Method(ABC, Generic[C]):
 
     def stepped(self, model: Any, step: int, steps: int) -> None:
         """Called after every update of a foreign model, with the gradients still at hand."""
+
+    def snapshot(self, model: Any) -> dict[str, Tensor]:
+        """What training changes in a foreign model beside its trained tensors, for a checkpoint."""
+        return {}
+
+    def restore(self, model: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `snapshot` gave."""
 
     def end(self, model: Any) -> None:
         """Called when a foreign model has been trained, before anything is scored or saved."""

@@ -9,7 +9,7 @@ Nothing here waits for the device: norms, clips and divergence are decided on te
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,19 @@ class PackedAdamW:
         for moment in (*self.m, *self.v):
             moment.zero_()
         self.steps = 0
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """All that steps change beside the parameters, by name; the tensors live on and are not copies."""
+        moments = {f"{name}.{i}": moment for name, held in (("m", self.m), ("v", self.v)) for i, moment in enumerate(held)}
+        return {**moments, "alive": self.alive, "steps": torch.tensor(self.steps)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `snapshot` gave."""
+        self.steps = int(tensors["steps"])
+        self.alive.copy_(tensors["alive"])
+        for name, held in (("m", self.m), ("v", self.v)):
+            for i, moment in enumerate(held):
+                moment.copy_(tensors[f"{name}.{i}"])
 
     def _rows(self, tensor: Tensor | None) -> Tensor:
         assert tensor is not None

@@ -212,6 +212,37 @@ class Packed:
                 for name, own in self.head.state(run).items():
                     own.copy_(tensors[f"head.{name}"])
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """All that training changes in the pack (see `Adapter`), by name, constants included where they are buffers. The
+        tensors live on and are not copies."""
+        found = {f"adapter/{layer}/{name}": tensor for layer, adapter in self.adapters.items()
+                 for name, tensor in adapter.state_dict().items()}
+        if self.method.trains in ("base", "foreign"):
+            found |= {f"model/{name}": parameter.data for name, parameter in self._of_model()}
+        if self.method.trains == "foreign":
+            found |= {f"foreign/{name}": tensor for name, tensor in self.method.snapshot(self.model).items()}
+        if self.head is not None:
+            found |= {f"head/{name}": tensor for name, tensor in self.head.state_dict().items()}
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `snapshot` gave for a pack of the same runs. Parameters keep their place in memory, which the
+        optimiser knows; buffers are replaced, since they may have changed their shape."""
+
+        def of(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        for layer, adapter in self.adapters.items():
+            _put_back(adapter, of(f"adapter/{layer}/"))
+        own = dict(self._of_model())
+        for name, tensor in of("model/").items():
+            own[name].copy_(tensor)
+        if self.method.trains == "foreign":
+            self.method.restore(self.model, of("foreign/"))
+        if self.head is not None:
+            _put_back(self.head, of("head/"))
+
     def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained of the model itself, by name."""
         return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
@@ -254,3 +285,17 @@ class Packed:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def _put_back(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """What `state_dict` gave, buffers of other shapes included."""
+    parameters = dict(module.named_parameters())
+    place = next(iter(parameters.values())).device
+    for name, tensor in tensors.items():
+        parent, _, own = name.rpartition(".")
+        if name in parameters:
+            parameters[name].copy_(tensor)
+        elif own == "_extra_state":
+            module.get_submodule(parent).set_extra_state(tensor)
+        else:  # a clone: what is read from a file may lie at an odd address, where sums come out otherwise
+            setattr(module.get_submodule(parent), own, tensor.to(place, copy=True))

@@ -106,7 +106,8 @@ class Pack(Part):
 
 class Record(Part):
     """Everything one run left behind, but for the tables that stand beside it as parquet. `final_loss` is None when
-    it was not finite."""
+    it was not finite. `resumed`: for every time that the run went on from a checkpoint, the step after which it did;
+    timings count what was done before."""
 
     id: str
     spec: RunSpec
@@ -118,6 +119,7 @@ class Record(Part):
     data: Data | None = None
     timings: Timings = Timings()
     throughput: Throughput | None = None
+    resumed: list[int] = []
     memory: Memory | None = None
     pack: Pack | None = None
     adapter_bytes: int | None = None

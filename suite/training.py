@@ -13,6 +13,7 @@ from torch import Tensor
 
 from suite import optimiser
 from suite.batches import Batch, EncodedSet, collate, training_order
+from suite.checkpoint import Checkpoint, Loop
 from suite.packing import Packed
 from suite.specs import Recipe, RunSpec
 
@@ -35,23 +36,26 @@ class Trained:
     seconds: float
     tokens: list[int]  # real training tokens of each run
     padding: float
+    resumed: list[int]  # the steps after which it was taken up again from a checkpoint
 
 
 def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: Callable[[Batch], Tensor],
-          progress: Callable[[int, int], None]) -> Trained:
-    """Train every run of a pack on its own order of the data. `loss_of(batch)` gives one loss per run, `[runs]`."""
+          progress: Callable[[int, int], None], checkpoint: Checkpoint | None = None) -> Trained:
+    """Train every run of a pack on its own order of the data. `loss_of(batch)` gives one loss per run, `[runs]`. Where there
+    is a checkpoint of the pack, training goes on from it."""
     recipe = specs[0].recipe
     orders = [training_order(data, recipe.batch_size, recipe.epochs, spec.seed) for spec in specs]
     steps = len(orders[0])
     starts, factors = _stages(packed, specs[0], recipe, steps)
     adamw = optimiser.PackedAdamW(packed.parameters(), len(specs), [s.recipe.learning_rate for s in specs], recipe)
-    losses = torch.zeros(steps, len(specs), device=adamw.device, dtype=adamw.rates.dtype)
-    norms = torch.zeros_like(losses)
-    lived = torch.zeros_like(losses, dtype=torch.bool)  # whether a run still trained when a step began
-    real = positions = 0
-    started = time.perf_counter()
+    loop = Loop.fresh(steps, adamw)
+    if checkpoint is not None:
+        checkpoint.restore(packed, adamw, loop)
+    if loop.done:
+        progress(loop.done, steps)
+    started = time.perf_counter() - loop.seconds
 
-    for step in range(steps):
+    for step in range(loop.done, steps):
         if step in starts:
             packed.begin(starts.index(step), len(starts))
             adamw.restart()
@@ -60,28 +64,33 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
         loss = loss_of(batch)
         penalty = packed.penalty()
         (loss.sum() if penalty is None else (loss + penalty).sum()).backward()
-        losses[step] = loss.detach()
-        lived[step] = adamw.alive
-        norms[step] = adamw.step(losses[step], float(factors[step]))
+        loop.losses[step] = loss.detach()
+        loop.lived[step] = adamw.alive
+        loop.norms[step] = adamw.step(loop.losses[step], float(factors[step]))
         packed.stepped(step, steps)
         adamw.drop_gradients()
-        real += batch.real
-        positions += batch.positions
+        loop.real += batch.real
+        loop.positions += batch.positions
+        loop.done = step + 1
+        loop.seconds = time.perf_counter() - started
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
             progress(step + 1, steps)
             if not bool(adamw.alive.any()):
                 for stage in range(bisect.bisect(starts, step), len(starts)):
                     packed.begin(stage, len(starts))  # as for a run that stopped in a pack that went on
                 break
+        if checkpoint is not None:
+            checkpoint.keep(packed, adamw, loop)
 
     packed.see(None)
     packed.end()
     alive = adamw.alive.tolist()
-    losses, norms = (curve.masked_fill(~lived, math.nan).cpu() for curve in (losses, norms))
+    losses, norms = (curve.masked_fill(~loop.lived, math.nan).cpu() for curve in (loop.losses, loop.norms))
     rates = factors[:, None] * torch.tensor([s.recipe.learning_rate for s in specs], dtype=factors.dtype)
     tokens = [sum(len(data.items[i].tokens) for batch in order[:taken] for i in batch)
-              for order, taken in zip(orders, lived.sum(0).tolist(), strict=True)]
-    return Trained(losses, norms, rates, alive, time.perf_counter() - started, tokens, 1 - real / positions)
+              for order, taken in zip(orders, loop.lived.sum(0).tolist(), strict=True)]
+    return Trained(losses, norms, rates, alive, time.perf_counter() - started, tokens, 1 - loop.real / loop.positions,
+                   loop.resumed)
 
 
 def _stages(packed: Packed, spec: RunSpec, recipe: Recipe, steps: int) -> tuple[list[int], Tensor]:

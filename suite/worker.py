@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from suite import bases, data, environment, gradients, limits, metrics, objectives, paths, records, registry
+from suite import bases, checkpoint, data, environment, gradients, limits, metrics, objectives, paths, records, registry
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
 from suite.errors import UserError
 from suite.faults import LostLeaseError, StorageError, full, out_of_memory, storage
@@ -71,6 +71,7 @@ class Worker:
         self.environment = environment.snapshot(device=device, threads=threads)
         self._bases: dict[tuple[str, str], bases.LoadedBase] = {}  # by id and precision
         self._encoded: dict[str, EncodedSet] = {}
+        checkpoint.clear()
 
     def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
         """Run a pack and write its records, but for runs that another process has taken over.
@@ -92,6 +93,7 @@ class Worker:
             memory, trace = out_of_memory(error), traceback.format_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         self._release()  # out here the error, and all that its frames held, is gone
+        checkpoint.remove(spec.id for spec in specs)  # it may be the cause
         if len(specs) > 1:
             half = -(-len(specs) // 2)
             if memory:
@@ -123,13 +125,15 @@ class Worker:
         loaded, items, train_set, packed = made.loaded, made.items, made.train_set, made.packed
         try:
             trained = None
+            keeper = checkpoint.Checkpoint(specs, clock.seconds)
             environment.release()
             idle = environment.resident()
             with environment.PeakMemory(self.device.type) as during:
                 if method.trains != "nothing":
                     trained = train(packed, specs, train_set, self._loss(packed, task),
-                                    lambda done, total: progress("train", done, total))
+                                    lambda done, total: progress("train", done, total), keeper)
             clock.phase("train")
+            clock.add(keeper.earlier)
             progress("evaluate", 0, 1)
             with environment.PeakMemory(self.device.type) as after, torch.no_grad():
                 outcomes = self._evaluate(packed, loaded, items, specs)
@@ -164,6 +168,7 @@ class Worker:
                               truncated=train_set.truncated, majority=_majority(items, spec)),
                     timings=clock.shared(len(specs)),
                     throughput=_throughput(trained, run),
+                    resumed=trained.resumed if trained else [],
                     memory=memory,
                     pack=Pack(size=len(specs), position=run),
                     decode=outcomes[run].decode,
@@ -176,6 +181,7 @@ class Worker:
                 predictions=outcomes[run].predictions,
                 adapter=states[run],
             ))
+        checkpoint.remove(spec.id for spec in specs)
         return results
 
     def revive(self, record: Record) -> tuple[Packed, bases.LoadedBase]:
@@ -342,6 +348,11 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Count the phases of earlier attempts too."""
+        for name, seconds in earlier.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def shared(self, runs: int) -> Timings:
         """Each run's equal share of the pack's time."""
