@@ -17,7 +17,7 @@ from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -28,10 +28,11 @@ from suite.specs import RunSpec
 
 @dataclass(frozen=True)
 class Event:
-    """Something a listener may show. `kind`: a worker moved on (`progress`), a run ended (`record`), or a run is in
-    another process's hands (`elsewhere`)."""
+    """Something a listener may show. `kind`: a worker moved on (`progress`), a run ended (`record`), a run is in
+    another process's hands (`elsewhere`), or something befell a run or, with no run, all of them (`notice`, in words
+    in `phase`)."""
 
-    kind: Literal["progress", "record", "elsewhere"]
+    kind: Literal["progress", "record", "elsewhere", "notice"]
     worker: int
     run: str
     phase: str = ""
@@ -65,17 +66,31 @@ def run(packs: Sequence[Sequence[RunSpec]], workers: int, threads: int, device: 
 
     Raises `KeyboardInterrupt` after stopping the workers; finished runs keep their records, others leave nothing.
     """
-    local = Local(workers, threads, device, listener)
+    finish(packs, Local(workers, threads, device, listener))
+
+
+class Pool(Protocol):
+    """Workers of one kind."""
+
+    def drain(self, packs: list[list[RunSpec]], tried: set[str]) -> list[list[RunSpec]]:
+        """Run packs, in order, until none is left; returns those whose runs another process holds."""
+
+    def stop(self) -> None:
+        """End all workers at once. What is in hand leaves no trace."""
+
+
+def finish(packs: Sequence[Sequence[RunSpec]], pool: Pool) -> None:
+    """Have a pool run every pack to its records, and stop it whatever happens. As `run` otherwise."""
     waiting = [list(pack) for pack in packs]
     tried: set[str] = set()
     try:
         while waiting:
-            elsewhere = local.drain(waiting, tried)
+            elsewhere = pool.drain(waiting, tried)
             waiting = [left for pack in elsewhere if (left := [s for s in pack if not records.is_done(s.id)])]
             if waiting:
                 time.sleep(2)
     finally:
-        local.stop()
+        pool.stop()
 
 
 class Local:
