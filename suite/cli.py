@@ -119,14 +119,14 @@ def run(
     cells = studies.cells(found, scale, only or ())
     console = Console(stderr=True, highlight=False)
     result = sweep.run(found, _scale(scale), cells, workers, pack, console, executor, ray_address)
-    if report and not result.interrupted:
+    if report and not result.interrupted and not result.stopped:
         _report(found, scale, cells, None, as_json)
     elif as_json:
         _dump(result.as_json())
     console.print(Text(result.sentence(found.id, scale)))
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
-    if result.failed:
+    if result.failed or result.stopped:
         raise typer.Exit(FAILED)
 
 
@@ -144,8 +144,28 @@ def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_js
     header, rows = sweep.summary(state)
     _table(header, rows, title=f"Study {found.id} at {scale}")
     for one in state:
+        if one.heartbeat is not None:
+            Console(width=_wide()).print(Text(f"{one.run} {one.name}: last heartbeat {one.heartbeat:.0f} s ago"))
         if one.status == "failed":
             Console(width=_wide()).print(Text(f"{one.run} {one.name}: {one.reason}", style="red"))
+
+
+@app.command()
+def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+    """Bring MLflow in line with the records, after it could not be reached. Nothing is doubled."""
+    from suite import records, tracking
+    from suite import study as studies
+
+    found = studies.load(study)
+    cells = studies.cells(found, scale, only or ())
+    synced = tracking.sync(found, scale, cells, records.load_many(cell.spec.id for cell in cells))
+    if as_json:
+        _dump(vars(synced))
+    else:
+        print(f"{synced.created} runs created, {synced.updated} replaced, {synced.unchanged} were there already.")
+    if synced.problem:
+        print(f"suite: {synced.problem}", file=sys.stderr)
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -57,7 +57,11 @@ class Display:
             self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "progress":
+        if event.phase == "halve":
+            name = self.labels.get(event.run, event.run)
+            self.console.print(f"{name}: out of memory with {event.total} runs at a time, at most {event.done} from now on",
+                               style="yellow")
+        elif event.kind == "progress":
             self.at_work[event.worker] = event
         elif event.kind == "elsewhere":
             self.console.print(f"{self.labels.get(event.run, event.run)}: another `suite run` is at it", style="dim")

@@ -86,6 +86,13 @@ def memory_bytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+def memory_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory since the machine started; None where it does not
+    tell."""
+    found = [line.split()[1] for line in _read("/proc/vmstat").splitlines() if line.startswith("oom_kill ")]
+    return int(found[0]) if found else None
+
+
 def cpu_name() -> str:
     """The processor's model name, as well as the system tells it."""
     for line in _read("/proc/cpuinfo").splitlines():

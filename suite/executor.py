@@ -1,7 +1,7 @@
 """Runs packs on this machine in warm worker processes, and shares a study with other `suite run` processes.
 
-A run is claimed by an operating-system lock that dies with its process, so nobody does it twice and nothing has to be
-cleaned up after a crash. A record is written whole or not at all; what has a record is not run again.
+A run is claimed by a lease (`suite.ledger`), so nobody does it twice and nothing has to be cleaned up after a crash. A
+record is written whole or not at all; what has a record is not run again.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from filelock import FileLock, Timeout
-
-from suite import paths, records
+from suite import environment, ledger, limits, paths, records
+from suite.errors import UserError
+from suite.faults import StorageError, storage
 from suite.records import Record
 from suite.specs import RunSpec
+
+if TYPE_CHECKING:
+    from suite.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Event:
     record: Record | None = None
 
 
+LOOK = 2.0  # seconds between two looks at whether the results folder is still there
+
 Listener = Callable[[Event], None]
 
 
@@ -54,17 +60,11 @@ class _Hand:
     pack: list[RunSpec] = field(default_factory=list)
 
 
-def claim(run_id: str) -> FileLock:
-    """The lock that makes a run somebody's own while it is held."""
-    folder = paths.runs() / ".claims"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{run_id}.lock")
-
-
 def run(packs: Sequence[Sequence[RunSpec]], workers: int, threads: int, device: str, listener: Listener) -> None:
     """Run every pack to its records. Returns when each run has a record, made here or by another process.
 
-    Raises `KeyboardInterrupt` after stopping the workers; finished runs keep their records, others leave nothing.
+    Raises `KeyboardInterrupt`, and `StorageError` when results cannot be kept, after stopping the workers; finished
+    runs keep their records, others leave nothing.
     """
     finish(packs, Local(workers, threads, device, listener))
 
@@ -72,8 +72,9 @@ def run(packs: Sequence[Sequence[RunSpec]], workers: int, threads: int, device: 
 class Pool(Protocol):
     """Workers of one kind."""
 
-    def drain(self, packs: list[list[RunSpec]], tried: set[str]) -> list[list[RunSpec]]:
-        """Run packs, in order, until none is left; returns those whose runs another process holds."""
+    def drain(self, packs: list[list[RunSpec]], tried: Counter[str]) -> list[list[RunSpec]]:
+        """Run packs, in order, until none is left; returns those whose runs another process holds.
+        `tried` counts how often each run's worker has died."""
 
     def stop(self) -> None:
         """End all workers at once. What is in hand leaves no trace."""
@@ -82,8 +83,12 @@ class Pool(Protocol):
 def finish(packs: Sequence[Sequence[RunSpec]], pool: Pool) -> None:
     """Have a pool run every pack to its records, and stop it whatever happens. As `run` otherwise."""
     waiting = [list(pack) for pack in packs]
-    tried: set[str] = set()
+    tried: Counter[str] = Counter()
     try:
+        try:
+            paths.runs().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage(error, paths.runs()) from error
         while waiting:
             elsewhere = pool.drain(waiting, tried)
             waiting = [left for pack in elsewhere if (left := [s for s in pack if not records.is_done(s.id)])]
@@ -104,8 +109,9 @@ class Local:
         self.context = multiprocessing.get_context("spawn")
         self.workers, self.threads, self.device, self.listener = workers, threads, device, listener
         self.hands: list[_Hand] = []
+        self.memory_kills = environment.memory_kills()
 
-    def drain(self, packs: list[list[RunSpec]], tried: set[str]) -> list[list[RunSpec]]:
+    def drain(self, packs: list[list[RunSpec]], tried: Counter[str]) -> list[list[RunSpec]]:
         """Run packs, in order, until none is left; returns those whose runs another process holds."""
         todo = list(packs)
         elsewhere: list[list[RunSpec]] = []
@@ -115,7 +121,10 @@ class Local:
         for hand in self.hands:
             self._give(hand, todo)
         while busy := {hand.line: hand for hand in self.hands if hand.pack}:
-            for line in wait(list(busy)):
+            ready = wait(list(busy), timeout=LOOK)
+            if not paths.runs().is_dir():
+                raise storage(FileNotFoundError(), paths.runs())
+            for line in ready:
                 hand = busy[line]  # type: ignore[index]
                 try:
                     message, content = hand.line.recv()
@@ -125,6 +134,8 @@ class Local:
                 if message == "event":
                     self.listener(content)
                     continue
+                if message == "stop":
+                    raise StorageError(content)
                 left = [spec for spec in hand.pack if spec.id in content]
                 if left:
                     elsewhere.append(left)
@@ -159,46 +170,84 @@ class Local:
         return _Hand(number, process, ours)
 
     def _give(self, hand: _Hand, todo: list[list[RunSpec]]) -> None:
-        hand.pack = todo.pop(0) if todo else []
+        hand.pack, *rest = limits.cut(todo.pop(0)) if todo else [[]]
+        todo[:0] = rest
         if hand.pack:
             with contextlib.suppress(OSError):  # a worker that died idle is found by its line's end
                 hand.line.send(hand.pack)
 
-    def _replace(self, hand: _Hand, todo: list[list[RunSpec]], tried: set[str]) -> None:
-        """A worker that died (killed, out of memory) has its pack tried once more, run by run, then recorded."""
+    def _replace(self, hand: _Hand, todo: list[list[RunSpec]], tried: Counter[str]) -> None:
+        """A worker that died (killed, out of memory) has its pack tried in halves; a run that it had alone is tried
+        once more, then recorded."""
         hand.line.close()
         hand.process.join()
-        for spec in hand.pack:
-            if records.is_done(spec.id):
-                continue
-            if spec.id in tried:
-                record = _record_death(spec, hand.process.exitcode)
-                if record is not None:
-                    self.listener(Event("record", hand.number, spec.id, record=record))
-                    continue
-            tried.add(spec.id)
-            todo.append([spec])
+        half = -(-len(hand.pack) // 2)
+        if half < len(hand.pack) and self._memory_was_short(hand.process.exitcode):
+            limits.learn(hand.pack[0], half)
+        for part in (hand.pack[:half], hand.pack[half:]):
+            left = [spec for spec in part if not records.is_done(spec.id)]
+            if left and half < len(hand.pack):
+                todo.insert(0, left)
+            elif left and not tried[left[0].id]:
+                tried[left[0].id] += 1
+                todo.append(left)
+            elif left:
+                record = record_death(left[0], hand.process.exitcode)
+                if record is None:
+                    todo.append(left)
+                else:
+                    self.listener(Event("record", hand.number, record.id, record=record))
         self.hands.remove(hand)
         if todo:
             fresh = self._hire(hand.number)
             self.hands.append(fresh)
             self._give(fresh, todo)
 
+    def _memory_was_short(self, code: int | None) -> bool:
+        """Whether the kernel killed for want of memory since this was last asked: anybody may send signal 9."""
+        before, self.memory_kills = self.memory_kills, environment.memory_kills()
+        return code == -signal.SIGKILL and before is not None and self.memory_kills != before
 
-def _record_death(spec: RunSpec, code: int | None) -> Record | None:
+
+def record_death(spec: RunSpec, code: int | None) -> Record | None:
     """The record of a run whose worker died twice, or None when another process has taken the run over meanwhile."""
-    try:
-        with claim(spec.id).acquire(blocking=False):
-            now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-            return records.save(Record(
-                id=spec.id, spec=spec, status="failed", started=now, finished=now,
-                reason=f"the worker process died twice with exit code {code} (killed, perhaps out of memory)"))
-    except Timeout:
+    lease = ledger.claim(spec.id)
+    if lease is None:
         return None
+    with lease:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+        reason = f"the worker process died twice with exit code {code} (killed, perhaps out of memory)"
+        return records.save(Record(id=spec.id, spec=spec, status="failed", started=now, finished=now, reason=reason,
+                                   trace=f"{reason}; a killed process leaves no trace of its own\n"))
+
+
+def serve(worker: Worker, pack: Sequence[RunSpec], number: int, tell: Listener) -> set[str]:
+    """What a worker does with a pack, in whatever process it lives: claim the runs, run what is not done, tell it.
+
+    Returns the ids of runs that another process holds. Raises `StorageError` when results cannot be kept.
+    """
+    taken: set[str] = set()
+    with contextlib.ExitStack() as leases:
+        mine: list[RunSpec] = []
+        for spec in pack:
+            lease = ledger.claim(spec.id)
+            if lease is None:
+                taken.add(spec.id)
+                continue
+            leases.enter_context(lease)
+            if not records.is_done(spec.id):  # another process may have finished it meanwhile
+                mine.append(spec)
+        if mine:
+            name = mine[0].id
+            made = worker.run(mine, lambda *at: tell(Event("progress", number, name, *at)))
+            for record in made:
+                tell(Event("record", number, record.id, record=record))
+            taken |= {spec.id for spec in mine} - {record.id for record in made}  # lost while they ran
+    return taken
 
 
 def _work(threads: int, device: str, number: int, line: Connection) -> None:
-    """Body of a worker process: take a pack, claim its runs, run them, say so, until the line ends."""
+    """Body of a worker process: take a pack, serve it, say so, until the line ends."""
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -216,26 +265,11 @@ def _work(threads: int, device: str, number: int, line: Connection) -> None:
             from suite.worker import Worker
 
             worker = Worker(device, threads)
-        with contextlib.ExitStack() as claims:
-            mine: list[RunSpec] = []
-            taken: set[str] = set()
-            for spec in pack:
-                try:
-                    claims.enter_context(claim(spec.id).acquire(blocking=False))
-                except Timeout:
-                    taken.add(spec.id)
-                    continue
-                if not records.is_done(spec.id):  # another process may have finished it meanwhile
-                    mine.append(spec)
-            if mine:
-                name = mine[0].id
-
-                def progress(phase: str, done: int, total: int, name: str = name) -> None:
-                    say("event", Event("progress", number, name, phase, done, total))
-
-                for record in worker.run(mine, progress):
-                    say("event", Event("record", number, record.id, record=record))
-        say("idle", taken)
+        try:
+            say("idle", serve(worker, pack, number, lambda event: say("event", event)))
+        except (StorageError, UserError) as error:
+            say("stop", str(error))
+            return
 
 
 def _leave(*_: object) -> None:

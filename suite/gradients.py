@@ -66,7 +66,10 @@ def estimate(model: nn.Module, layers: Sequence[Layer], losses: Iterator[Tensor]
     starts = _starts(shapes)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / FILE, "wb") as file:
-        file.truncate(4 * sum(math.prod(shape) for shape in shapes.values()))  # reads as zeros
+        size = 4 * sum(math.prod(shape) for shape in shapes.values())
+        file.truncate(size)  # reads as zeros
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and would kill the process later
     weights = {x.name: model.get_parameter(f"{x.name}.weight") for x in layers}
     transposed = {x.name: not isinstance(model.get_submodule(x.name), nn.Linear) for x in layers}  # GPT-2's Conv1D
 

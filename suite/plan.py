@@ -9,7 +9,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from suite import bases, records, registry
+from suite import bases, limits, records, registry
 from suite.bases import Base
 from suite.method import Layer, Shapes
 from suite.specs import RunSpec
@@ -175,7 +175,7 @@ def packs(specs: Sequence[RunSpec], size: int, estimates: dict[str, Estimate]) -
     for spec in specs:
         alone = size == 1 or not registry.method(spec.method.id).packs
         groups.setdefault((spec.id,) if alone else (*spec.packing_key, _structure(spec)), []).append(spec)
-    made = [group[i:i + size] for group in groups.values() for i in range(0, len(group), size)]
+    made = [part for group in groups.values() for i in range(0, len(group), size) for part in limits.cut(group[i:i + size])]
     by_base: dict[str, float] = {}
     for pack in made:
         seconds = max(estimates[spec.id].seconds for spec in pack)

@@ -1,9 +1,10 @@
 """Runs packs on a Ray cluster: one warm actor per GPU, or per core where there is no GPU.
 
-The driver (`suite run --executor ray`) gives out packs, holds the claims and hears of every event; an actor keeps one
-`Worker`. The driver holds the claims because an actor may be on a node that does not see the results folder, and because
+The driver (`suite run --executor ray`) gives out packs, holds the leases and hears of every event; an actor keeps one
+`Worker`. The driver holds the leases because an actor may be on a node that does not see the results folder, and because
 Ray ends a driver's actors with it: whose driver is dead is not being run. A node that sees the driver's results folder
-writes records there itself. Any other sends the files of a run, and the driver writes them.
+writes records there itself, under the driver's leases: an actor that was given up, but lives on out of reach, finds its
+lease gone and writes nothing. Any other node sends the files of a run, and the driver writes them.
 
 The suite must be installed on every node, the same files and versions as here. A node where that is not so, or that
 cannot have a base or data set of the study, is told of once and left out.
@@ -30,11 +31,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
-from suite import environment, paths, records, supplies
+from suite import environment, ledger, limits, paths, records, supplies
 from suite.errors import UserError
-from suite.executor import Event, Listener, claim
+from suite.executor import Event, Listener
+from suite.faults import LostLeaseError, StorageError, storage
+from suite.ledger import Lease
 from suite.records import Record
 from suite.specs import ENGINE_VERSION, RunSpec
 
@@ -66,15 +67,24 @@ class _Made:
 
 @dataclass
 class _Hand:
-    """An actor, where it is, the pack it holds with its claims, and what is awaited of it: a greeting or a stream."""
+    """An actor, where it is, what is awaited of it (a greeting or a stream), and the pack it holds: its leases, and the
+    runs of which a record has come."""
 
     number: int
     node: str
     actor: Any
     awaited: Any
     ready: bool = False
+    shared: bool = False
     pack: list[RunSpec] = field(default_factory=list)
-    claims: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    leases: list[Lease] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
+
+    def release(self) -> None:
+        """Give back what is in hand."""
+        for lease in self.leases:
+            lease.release()
+        self.pack, self.leases, self.made = [], [], set()
 
 
 class Ray:
@@ -92,7 +102,6 @@ class Ray:
     def __init__(self, address: str | None, workers: int | None, threads: int, listener: Listener) -> None:
         self.threads, self._most, self._listener = threads, workers, listener
         self._hands: list[_Hand] = []
-        self._deaths: Counter[str] = Counter()
         self._stillborn: Counter[str] = Counter()  # actors that died before they spoke, by node
         self._avoided: dict[str, str] = {}  # problem by node
         self._looked = 0.0
@@ -119,10 +128,10 @@ class Ray:
             self._open.close()
             raise
 
-    def drain(self, packs: list[list[RunSpec]], tried: set[str]) -> list[list[RunSpec]]:
+    def drain(self, packs: list[list[RunSpec]], tried: Counter[str]) -> list[list[RunSpec]]:
         """Run packs, in order, until none is left; returns those whose runs another process holds.
 
-        Raises `UserError` when no node of the cluster can be used.
+        Raises `UserError` when no node of the cluster can be used, `StorageError` when results cannot be kept.
         """
         todo = list(packs)
         needs = supplies.names(spec for pack in packs for spec in pack)
@@ -146,23 +155,23 @@ class Ray:
                     time.sleep(LOOK)
                 continue
             ready, _ = self._ray.wait(list(awaited), num_returns=1, timeout=LOOK)
+            if not paths.runs().is_dir():
+                raise storage(FileNotFoundError(), paths.runs())
             for one in ready:
-                self._hear(awaited[one], todo)
+                self._hear(awaited[one], todo, elsewhere, tried)
         return elsewhere
 
     def stop(self) -> None:
         """End all actors; what is in hand leaves no trace. Ends the cluster too if it is ours."""
         with self._open:  # closes, whatever happens here
-            busy = [hand for hand in self._hands if hand.pack]
             calls = [hand.actor.leave.remote() for hand in self._hands if hand.ready]
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.wait(calls, num_returns=len(calls), timeout=PATIENCE) if calls else None
             for hand in self._hands:
                 self._ray.kill(hand.actor)
-            for hand in busy:
-                with hand.claims:
-                    for spec in hand.pack:
-                        records.clear(spec.id)
+                for spec in hand.pack:
+                    records.clear(spec.id)
+                hand.release()
             self._hands.clear()
 
     def _nodes(self) -> dict[str, int]:
@@ -203,80 +212,105 @@ class Ray:
     def _give(self, hand: _Hand, todo: list[list[RunSpec]], elsewhere: list[list[RunSpec]]) -> None:
         """Give an actor the next pack of which any run is left to be claimed."""
         while todo and not hand.pack:
+            pack, *rest = limits.cut(todo.pop(0))
+            todo[:0] = rest
             taken: list[RunSpec] = []
-            for spec in todo.pop(0):
-                try:
-                    lock = claim(spec.id).acquire(blocking=False)
-                except Timeout:
+            for spec in pack:
+                lease = ledger.claim(spec.id)
+                if lease is None:
                     taken.append(spec)
-                    continue
-                if records.is_done(spec.id):  # another process may have finished it meanwhile
-                    lock.lock.release()
-                    continue
-                hand.claims.enter_context(lock)
-                hand.pack.append(spec)
+                elif records.is_done(spec.id):  # another process may have finished it meanwhile
+                    lease.release()
+                else:
+                    lease.files = [file.absolute() for file in lease.files]
+                    hand.leases.append(lease)
+                    hand.pack.append(spec)
             if taken:
-                elsewhere.append(taken)
-                self._listener(Event("elsewhere", hand.number, taken[0].id))
+                self._leave_to_others(hand, taken, elsewhere)
         if hand.pack:
-            hand.awaited = hand.actor.run.options(num_returns="streaming").remote(hand.pack)
+            hand.awaited = hand.actor.run.options(num_returns="streaming").remote(hand.pack, hand.leases)
 
-    def _hear(self, hand: _Hand, todo: list[list[RunSpec]]) -> None:
+    def _leave_to_others(self, hand: _Hand, taken: list[RunSpec], elsewhere: list[list[RunSpec]]) -> None:
+        elsewhere.append(taken)
+        self._listener(Event("elsewhere", hand.number, taken[0].id))
+
+    def _hear(self, hand: _Hand, todo: list[list[RunSpec]], elsewhere: list[list[RunSpec]], tried: Counter[str]) -> None:
         """Take what an actor has to say: its greeting, the next event or record, or the end of its pack."""
         try:
             if not hand.ready:
                 greeting: _Greeting = self._ray.get(hand.awaited)
-                hand.ready = greeting.problem is None
+                hand.ready, hand.shared = greeting.problem is None, greeting.shared
                 if greeting.problem is not None:
-                    self._avoid(hand, greeting.problem)
+                    self._avoid(hand.node, greeting.problem, todo)
                 return
             said = self._ray.get(next(hand.awaited))
         except StopIteration:
-            hand.claims.close()
-            hand.pack.clear()
+            if lost := [spec for spec in hand.pack if spec.id not in hand.made]:
+                self._leave_to_others(hand, lost, elsewhere)
+            hand.release()
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, StorageError | UserError):
+                self._lose(hand, error, todo, tried)
+            elif hand.shared:
+                raise StorageError(str(cause)) from None
+            else:
+                self._avoid(hand.node, f"a node of the Ray cluster is left out: {cause}", todo)
         except self._ray.exceptions.RayError as error:
-            self._lose(hand, error, todo)
+            self._lose(hand, error, todo, tried)
         else:
-            if isinstance(said, _Made):
+            if isinstance(said, Event):
+                self._listener(said)
+                return
+            try:
                 if said.files is not None:
                     records.write(said.record.id, said.files)
-                said = Event("record", hand.number, said.record.id, record=said.record)
-            self._listener(said)
+            except LostLeaseError:
+                return
+            hand.made.add(said.record.id)
+            self._listener(Event("record", hand.number, said.record.id, record=said.record))
 
-    def _avoid(self, hand: _Hand, problem: str) -> None:
-        """Leave out a node that cannot do what the others can; said once."""
-        if hand.node not in self._avoided:
-            self._avoided[hand.node] = problem
-            self._listener(Event("notice", hand.number, "", problem))
-        for other in [other for other in self._hands if other.node == hand.node]:
-            self._ray.kill(other.actor)
-            self._hands.remove(other)
+    def _avoid(self, node: str, problem: str, todo: list[list[RunSpec]]) -> None:
+        """Leave out a node that cannot do what the others can; said once. What it has in hand is for others."""
+        self._avoided[node] = problem
+        self._listener(Event("notice", 0, "", problem))
+        for hand in [hand for hand in self._hands if hand.node == node]:
+            self._ray.kill(hand.actor)
+            self._hands.remove(hand)
+            if hand.pack:
+                todo.insert(0, hand.pack)
+            hand.release()
 
-    def _lose(self, hand: _Hand, error: Exception, todo: list[list[RunSpec]]) -> None:
-        """An actor that died, alone or with its node, has its runs tried on others, each alone, then recorded."""
+    def _lose(self, hand: _Hand, error: Exception, todo: list[list[RunSpec]], tried: Counter[str]) -> None:
+        """An actor that died, alone or with its node, has its pack tried on others in halves; a run that it had alone is
+        tried on two others, then recorded."""
         self._ray.kill(hand.actor)  # it may be only out of reach
         self._hands.remove(hand)
         self._looked = 0.0
         if not hand.ready:
             self._stillborn[hand.node] += 1
             if self._stillborn[hand.node] > 1 and hand.node in self._nodes():  # the suite is not there, say
-                self._avoid(hand, f"a node of the Ray cluster is left out: {_last_line(error)}")
+                self._avoid(hand.node, f"a node of the Ray cluster is left out: {_last_line(error)}", todo)
             return
-        with hand.claims:
-            for spec in hand.pack:
-                if records.is_done(spec.id):
-                    continue
+        half = -(-len(hand.pack) // 2)
+        for part in (hand.pack[:half], hand.pack[half:]):
+            left = [spec for spec in part if not records.is_done(spec.id)]
+            for spec in left:
                 records.clear(spec.id)
-                self._deaths[spec.id] += 1
-                if self._deaths[spec.id] < ATTEMPTS:
-                    todo.append([spec])
-                    self._listener(Event("notice", hand.number, spec.id, "its Ray actor died; trying it again on another"))
-                    continue
-                now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-                record = records.save(Record(
-                    id=spec.id, spec=spec, status="failed", started=now, finished=now, trace=str(error),
-                    reason=f"its Ray actor or node died {ATTEMPTS} times (killed, perhaps out of memory)"))
-                self._listener(Event("record", hand.number, spec.id, record=record))
+            if not left:
+                continue
+            first = left[0].id
+            tried[first] += len(hand.pack) == 1
+            if tried[first] < ATTEMPTS:
+                todo.insert(0 if len(hand.pack) > 1 else len(todo), left)
+                self._listener(Event("notice", hand.number, first, "its Ray actor died; trying it again on another"))
+                continue
+            now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+            record = records.save(Record(
+                id=first, spec=left[0], status="failed", started=now, finished=now, trace=str(error),
+                reason=f"its Ray actor or node died {ATTEMPTS} times (killed, perhaps out of memory)"))
+            self._listener(Event("record", hand.number, first, record=record))
+        hand.release()
 
 
 class _Actor:
@@ -309,8 +343,8 @@ class _Actor:
             return _Greeting(shared, f"{node}: {error}")
         return _Greeting(shared, None)
 
-    def run(self, pack: list[RunSpec]) -> Iterator[Event | _Made]:
-        """Run a pack; yields progress and records as they come."""
+    def run(self, pack: list[RunSpec], leases: list[Lease]) -> Iterator[Event | _Made]:
+        """Run a pack under the driver's leases; yields progress and records as they come."""
         said: queue.SimpleQueue[Event | _Made | None] = queue.SimpleQueue()
         last = ("", 0.0)
 
@@ -329,8 +363,9 @@ class _Actor:
                     from suite.worker import Worker
 
                     self._worker = Worker(self.device, self.threads)
-                for record in self._worker.run(pack, progress):
-                    said.put(_Made(record, None if self._own is None else _take(record.id)))
+                with ledger.lent(leases if self._own is None else []):
+                    for record in self._worker.run(pack, progress):
+                        said.put(_Made(record, None if self._own is None else _take(record.id)))
             finally:
                 said.put(None)
 

@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 
-from suite import paths
+from suite import ledger, paths
 from suite.errors import UserError
+from suite.faults import storage
 from suite.specs import RunSpec
 
 Status = Literal["finished", "diverged", "failed", "skipped"]
@@ -159,30 +161,38 @@ def folder(run_id: str) -> Path:
 def writing(run_id: str) -> Iterator[Path]:
     """A temporary folder for a run's files that becomes the run's folder, whole or not at all.
 
-    Whoever writes holds the run's claim, so other temporary folders of the run are those of killed processes.
+    Whoever writes holds the run's lease, so other temporary folders of the run are those of killed processes.
+    Raises `LostLeaseError` when another process has taken the run over, `StorageError` when the files cannot be written.
     """
-    paths.runs().mkdir(parents=True, exist_ok=True)
-    clear(run_id)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{run_id}-", dir=paths.runs()))
+    ledger.check(run_id)
+    try:
+        paths.runs().mkdir(parents=True, exist_ok=True)
+        clear(run_id)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{run_id}-", dir=paths.runs()))
+    except OSError as error:
+        raise storage(error, paths.runs()) from error
     try:
         yield scratch
+        ledger.check(run_id)
         target, before = folder(run_id), scratch.with_name(f"{scratch.name}-before")
         if target.exists():
             os.replace(target, before)  # in one step: no reader sees a record whose tables are gone
         os.replace(scratch, target)
+    except (OSError, SafetensorError) as error:
+        raise storage(error, paths.runs()) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(scratch.with_name(f"{scratch.name}-before"), ignore_errors=True)
 
 
 def clear(run_id: str) -> None:
-    """Remove what a killed process left half-written of a run. Whoever calls holds the run's claim."""
+    """Remove what a killed process left half-written of a run. Whoever calls holds the run's lease."""
     for leftover in paths.runs().glob(f".{run_id}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write(run_id: str, files: Mapping[str, bytes]) -> None:
-    """Write a run's folder atomically from files that were made elsewhere."""
+    """Write a run's folder atomically from files that were made elsewhere. Raises what `writing` raises."""
     with writing(run_id) as scratch:
         for name, content in files.items():
             (scratch / name).write_bytes(content)
@@ -190,7 +200,7 @@ def write(run_id: str, files: Mapping[str, bytes]) -> None:
 
 def save(record: Record, curves: pd.DataFrame | None = None, predictions: pd.DataFrame | None = None,
          adapter: dict[str, Any] | None = None) -> Record:
-    """Write a run's folder atomically; returns the record with `adapter_bytes` filled."""
+    """Write a run's folder atomically; returns the record with `adapter_bytes` filled. Raises what `writing` raises."""
     from safetensors.torch import save_file
 
     with writing(record.id) as scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -9,27 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from filelock import Timeout
 from rich.console import Console
 from rich.text import Text
 
-from suite import executor, paths, plan, records, study, supplies, tracking
+from suite import executor, ledger, paths, plan, records, study, supplies, tracking
 from suite.display import Display, duration
 from suite.errors import UserError
+from suite.faults import StorageError, storage
 from suite.study import Cell, Scale, Study
 
+#: Bytes that must be free at the start: about what a small run leaves.
+ROOM = 2**18
 STATES = ("finished", "running", "failed", "diverged", "skipped", "missing")
 
 
 @dataclass
 class SweepResult:
-    """What a call of `run` did: runs made by status, and how many were there before."""
+    """What a call of `run` did: runs made by status, and how many were there before. `stopped` says why results could not
+    be kept, when that ended it."""
 
     before: int
     made: dict[str, int] = field(default_factory=dict)
     left: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    stopped: str | None = None
 
     @property
     def failed(self) -> int:
@@ -38,13 +43,16 @@ class SweepResult:
     def as_json(self) -> dict[str, Any]:
         """The result as plain data."""
         return {"before": self.before, "made": self.made, "left": self.left, "seconds": round(self.seconds, 1),
-                "interrupted": self.interrupted}
+                "interrupted": self.interrupted, "stopped": self.stopped}
 
     def sentence(self, study_id: str, scale: str) -> str:
         """One line for the end of the command."""
         made = sum(self.made.values())
         counts = ", ".join(f"{count} {status}" for status, count in self.made.items())
         again = f"`suite run {study_id} --scale {scale}`"
+        if self.stopped:
+            kept = f"{self.before + made} runs are kept, {self.left} are left; then {again} goes on."
+            return f"Stopped: {self.stopped}. {kept}"
         if self.interrupted:
             return f"Stopped: {self.before + made} runs are kept, {self.left} are left; {again} goes on."
         if not made:
@@ -59,7 +67,7 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
     how it goes on `console`, and bring MLflow in line.
 
     Raises `UserError` before anything starts when the results folder cannot be written, a base or data set cannot be
-    had, or there is no Ray to run on.
+    had, or there is no Ray to run on. When results can no longer be kept, the sweep ends and the result says why.
     """
     _writable()
     device, count, threads = _workers(workers)
@@ -69,16 +77,17 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
     result = SweepResult(before=len(by_id) - len(todo))
     if not todo:
         return result
+    ledger.sweep()
     supplies.fetch(*supplies.names(todo), lambda text: console.print(Text(text, style="dim")))
     labels = {cell.spec.id: name(found, cell) for cell in cells}
     expected = {run.id: run.seconds for run in made.runs}
     began = time.monotonic()
     with Display(console, todo, result.before, labels, expected) as display, \
-            _Tracker(found, scale, cells) as tracker:
+            _Tracker(found, scale, cells, console) as tracker:
         def listen(event: executor.Event) -> None:
             display(event)
             if event.record is not None:
-                tracker.wake()
+                tracker.wake(event.record.id)
 
         try:
             pool: executor.Pool
@@ -95,11 +104,13 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
             executor.finish([[by_id[i] for i in group] for group in made.packs], pool)
         except KeyboardInterrupt:
             result.interrupted = True
+        except StorageError as error:
+            result.stopped = str(error)
+            tracker.leave()
     result.seconds = time.monotonic() - began
     result.made = dict(Counter(record.status for record in display.ended.values()))
-    result.left = sum(not records.is_done(spec.id) for spec in todo)
-    if tracker.problem:
-        console.print(Text(tracker.problem, style="yellow"))
+    done = sum(record.status in records.DONE for record in display.ended.values())
+    result.left = len(todo) - done if result.stopped else sum(not records.is_done(spec.id) for spec in todo)
     return result
 
 
@@ -117,20 +128,24 @@ class RunState:
     score: float | None
     reason: str
     name: str
+    heartbeat: float | None = None  # seconds since the last sign of life, of a run that is running
 
 
 def status(found: Study, cells: Sequence[Cell]) -> list[RunState]:
     """Where every cell stands; `running` when some `suite run` on this file system holds it."""
+    held = ledger.holders()  # asked first: a run that ends meanwhile has its record
     known = records.load_many(cell.spec.id for cell in cells)
     states = []
     for cell in cells:
         record = known.get(cell.spec.id)
         state: str = record.status if record else "missing"
-        if (record is None or record.status == "failed") and _claimed(cell.spec.id):
+        beat = held.get(cell.spec.id)
+        if beat is not None and (record is None or record.status == "failed"):
             state = "running"
         states.append(RunState(cell.spec.id, cell.table, cell.row, cell.spec.task.id, cell.rank, cell.spec.seed, state,
                                record.score.value if record and record.score else None,
-                               record.reason if record else "", name(found, cell)))
+                               record.reason if record else "", name(found, cell),
+                               beat if state == "running" else None))
     return states
 
 
@@ -153,14 +168,15 @@ def name(found: Study, cell: Cell) -> str:
 
 
 class _Tracker:
-    """Brings MLflow in line with the records in the background, so that its pages can be watched while runs go on."""
+    """Brings MLflow in line with the records in the background, so that its pages can be watched while runs go on. What
+    goes wrong is said once."""
 
     PAUSE = 20.0  # seconds between two fills
 
-    def __init__(self, found: Study, scale: Scale, cells: Sequence[Cell]) -> None:
-        self.study, self.scale, self.cells = found, scale, cells
-        self.problem: str | None = None
-        self._told = False
+    def __init__(self, found: Study, scale: Scale, cells: Sequence[Cell], console: Console) -> None:
+        self.study, self.scale, self.cells, self.console = found, scale, cells, console
+        self._told = self._left = self._complained = False
+        self._made: set[str] = set()  # records that MLflow does not show yet
         self._news, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -172,13 +188,18 @@ class _Tracker:
         self._end.set()
         self._news.set()
         self._thread.join()
-        if self._told:
-            self._fill()
+        if self._told and not self._left:
+            self._fill([cell.spec.id for cell in self.cells])
 
-    def wake(self) -> None:
+    def wake(self, run_id: str) -> None:
         """Tell that a record has been written."""
         self._told = True
+        self._made.add(run_id)
         self._news.set()
+
+    def leave(self) -> None:
+        """Do without the last fill."""
+        self._left = True
 
     def _work(self) -> None:
         while not self._end.is_set():
@@ -186,12 +207,22 @@ class _Tracker:
             if self._end.is_set():
                 return
             self._news.clear()
-            self._fill()
+            made = list(self._made)  # in one step, while others are added
+            if self._fill(made):
+                self._made.difference_update(made)
             self._end.wait(self.PAUSE)
 
-    def _fill(self) -> None:
-        known = records.load_many(cell.spec.id for cell in self.cells)
-        self.problem = tracking.sync(self.study, self.scale, self.cells, known).problem
+    def _fill(self, run_ids: Sequence[str]) -> bool:
+        try:
+            known = records.load_many(run_ids)
+        except UserError as error:
+            problem: str | None = str(error)
+        else:
+            problem = tracking.sync(self.study, self.scale, self.cells, known).problem
+        if problem and not self._complained and not self._left:
+            self._complained = True
+            self.console.print(Text(problem, style="yellow"))
+        return problem is None
 
 
 def _workers(asked: int | None) -> tuple[str, int, int]:
@@ -208,18 +239,9 @@ def _workers(asked: int | None) -> tuple[str, int, int]:
 def _writable() -> None:
     try:
         paths.runs().mkdir(parents=True, exist_ok=True)
-        probe = paths.runs() / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=paths.runs()) as probe:
+            probe.write(bytes(ROOM))
     except OSError as error:
-        raise UserError(f"{paths.runs()} cannot be written ({error.strerror}); set SUITE_RESULTS to another folder") \
-            from None
+        raise UserError(str(storage(error, paths.runs()))) from None
 
 
-def _claimed(run_id: str) -> bool:
-    lock = executor.claim(run_id)
-    try:
-        with lock.acquire(blocking=False):
-            return False
-    except Timeout:
-        return True

@@ -40,7 +40,11 @@ CURVE_POINTS = 200
 TABLE_ROWS = 200
 #: Larger adapters (full fine-tuning) stay in the record's folder only.
 ADAPTER_LIMIT = 64 * 2**20
-LOCK_SECONDS = 120
+#: How long another process may be at it, and a server may take to answer, before that is a problem.
+LOCK_SECONDS = 30
+ANSWER_SECONDS = "10"
+#: Up to so many records are looked for one by one; for more, all runs of the study are fetched.
+FEW = 20
 
 _RUN, _SCALE, _CONTENT = "run_id", "scale", "record_hash"
 _PROMOTED = ("learning_rate", "epochs", "batch_size")
@@ -107,7 +111,7 @@ def sync(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, 
         result.problem = str(error)
     except Exception as error:
         result.problem = (f"MLflow at {public(uri)} was not updated ({_brief(error)}); the records are safe, "
-                          "and the next `suite run` or `suite report` fills it again")
+                          f"and `suite sync {study.id} --scale {scale}` fills it again")
     return result
 
 
@@ -125,9 +129,9 @@ def _fill(study: Study, scale: str, views: Sequence[View], uri: str, result: Syn
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT="5", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
         found = client.get_experiment_by_name(study.id)
-    with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT="30", MLFLOW_HTTP_REQUEST_MAX_RETRIES="2"):
+    with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"):
         experiment = _experiment(client, study, uri, found)
-        existing = _existing(client, experiment.experiment_id, scale)
+        existing = _existing(client, experiment.experiment_id, scale, [view.record.id for view in views])
         for view in views:
             old = existing.get(view.record.id, [])
             current = [run for run in old if run.data.tags.get(_CONTENT) == view.content]
@@ -182,18 +186,21 @@ def _saved_views() -> dict[str, str]:
     return found
 
 
-def _existing(client: MlflowClient, experiment_id: str, scale: str) -> dict[str, list[Run]]:
-    """The experiment's runs of a scale by record id; more than one when a fill was cut off."""
+def _existing(client: MlflowClient, experiment_id: str, scale: str, run_ids: Sequence[str]) -> dict[str, list[Run]]:
+    """Runs of these records at a scale, and perhaps others, by record id; more than one when a fill was cut off."""
+    of_scale = f"tags.{_SCALE} = '{scale}'"
+    filters = [f"{of_scale} and tags.{_RUN} = '{run_id}'" for run_id in run_ids] if len(run_ids) <= FEW else [of_scale]
     found: dict[str, list[Run]] = {}
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], f"tags.{_SCALE} = '{scale}'", max_results=500,
-                                  page_token=token)
-        for run in page:
-            found.setdefault(run.data.tags.get(_RUN, ""), []).append(run)
-        token = page.token
-        if not token:
-            return found
+    for wanted in filters:
+        token = None
+        while True:
+            page = client.search_runs([experiment_id], wanted, max_results=500, page_token=token)
+            for run in page:
+                found.setdefault(run.data.tags.get(_RUN, ""), []).append(run)
+            token = page.token
+            if not token:
+                break
+    return found
 
 
 def _remove(client: MlflowClient, run: Run) -> None:

@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from suite import bases, data, environment, gradients, metrics, objectives, records, registry
+from suite import bases, data, environment, gradients, limits, metrics, objectives, paths, records, registry
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
 from suite.errors import UserError
+from suite.faults import LostLeaseError, StorageError, full, out_of_memory, storage
 from suite.generation import evaluate_text
 from suite.method import Context, GradientRequest, Method, Preparation, Shapes, Start
 from suite.packing import Head, Packed
@@ -72,19 +73,37 @@ class Worker:
         self._encoded: dict[str, EncodedSet] = {}
 
     def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
-        """Run a pack and write its records. A pack that fails is tried run by run; a run that fails alone is
-        recorded as failed, with its trace."""
+        """Run a pack and write its records, but for runs that another process has taken over.
+
+        A pack that runs out of memory is halved, and packs of its kind are cut from then on. A pack that fails otherwise
+        is tried run by run. A run that fails alone twice is recorded as failed, with its trace. Raises `StorageError`
+        when results cannot be kept.
+        """
+        return [record for part in limits.cut(specs) for record in self._attempt(part, progress)]
+
+    def _attempt(self, specs: Sequence[RunSpec], progress: Progress, last: bool = False) -> list[Record]:
         try:
             return self._run(specs, progress)
+        except StorageError:
+            raise
         except Exception as error:
-            self._forget()
-            if len(specs) > 1:
-                return [record for spec in specs for record in self.run([spec], progress)]
+            if full(error):
+                raise storage(error, paths.results()) from error
+            memory, trace = out_of_memory(error), traceback.format_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            now = _now()
-            return [records.save(Record(id=specs[0].id, spec=specs[0], status="failed", reason=reason,
-                                        environment=self.environment, started=now, finished=now,
-                                        trace=traceback.format_exc()))]
+        self._release()  # out here the error, and all that its frames held, is gone
+        if len(specs) > 1:
+            half = -(-len(specs) // 2)
+            if memory:
+                limits.learn(specs[0], half)
+                progress("halve", half, len(specs))
+            parts = [specs[:half], specs[half:]] if memory else [[spec] for spec in specs]
+            return [record for part in parts for record in self.run(part, progress)]
+        if not last:
+            return self._attempt(specs, progress, last=True)
+        now = _now()
+        return _saved(Record(id=specs[0].id, spec=specs[0], status="failed", reason=reason, environment=self.environment,
+                             started=now, finished=now, trace=trace))
 
     def _run(self, specs: Sequence[RunSpec], progress: Progress) -> list[Record]:
         clock = _Clock()
@@ -94,8 +113,9 @@ class Worker:
         base = bases.get(first.base.id)
         reason = method.skip(base.kind, task.kind) or first.unmet
         if reason is not None:
-            return [records.save(Record(id=spec.id, spec=spec, status="skipped", reason=reason, started=clock.began,
-                                        finished=_now(), environment=self.environment)) for spec in specs]
+            return [record for spec in specs for record in _saved(
+                Record(id=spec.id, spec=spec, status="skipped", reason=reason, started=clock.began, finished=_now(),
+                       environment=self.environment))]
 
         environment.release()  # what earlier packs freed is not this one's
         with environment.PeakMemory(self.device.type) as before:
@@ -131,7 +151,7 @@ class Worker:
             head = shapes.head if method.trains != "nothing" else 0
             total = adapter + head
             diverged = trained is not None and not trained.alive[run]
-            results.append(records.save(
+            results.extend(_saved(
                 Record(
                     id=spec.id,
                     spec=spec,
@@ -200,6 +220,14 @@ class Worker:
     def _forget(self) -> None:
         self._bases.clear()
         gc.collect()
+
+    def _release(self) -> None:
+        """Give back all memory that can be had again. Raises when the device is beyond use: the process has to end."""
+        self._forget()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        environment.release()
 
     def _encode(self, loaded: bases.LoadedBase, items: TaskData, ref: TaskRef, split: str, length: int) -> EncodedSet:
         key = digest([loaded.base.id, ref.model_dump(), split, length])
@@ -292,6 +320,14 @@ class Worker:
             return None
         kept = packed.state(run) | packed.constants(run)
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
+
+
+def _saved(record: Record, **tables: Any) -> list[Record]:
+    """The record, saved; nothing when another process has taken the run over: its record counts."""
+    try:
+        return [records.save(record, **tables)]
+    except LostLeaseError:
+        return []
 
 
 class _Clock:

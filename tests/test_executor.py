@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from suite import assets, bases, executor, paths, records, registry
+from suite import assets, bases, executor, ledger, paths, records, registry
 from suite.executor import Event
 from suite.specs import BaseRef, Budget, Evaluation, MethodRef, Recipe, RunSpec, TaskRef
 
@@ -100,18 +100,13 @@ class Driver:
 
 
 def left() -> list[str]:
-    """What stands in the folder of runs, but for claims."""
-    return sorted(path.name for path in paths.runs().iterdir() if path.name != ".claims")
+    """What stands in the folder of runs, leases among it."""
+    return sorted(path.name for folder in (paths.runs(), ledger.folder()) if folder.exists()
+                  for path in folder.iterdir() if path != ledger.folder())
 
 
 def claimed(run_id: str) -> bool:
-    lock = executor.claim(run_id)
-    try:
-        lock.acquire(blocking=False)
-    except TimeoutError:
-        return True
-    lock.release()
-    return False
+    return run_id in ledger.holders()
 
 
 def test_two_processes_share_a_study_and_do_no_run_twice(tmp_path: Path) -> None:
