@@ -55,7 +55,7 @@ class Sweep:
                                         text=True, start_new_session=True)
 
     def finish(self) -> tuple[int, str, str]:
-        out, errors = self.process.communicate(timeout=120)
+        out, errors = self.process.communicate(timeout=240)
         return self.process.returncode, out, errors
 
     def records(self) -> dict[str, dict[str, Any]]:
