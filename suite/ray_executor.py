@@ -119,7 +119,6 @@ class Ray:
             self._sign.touch()
             resources = self._ray.cluster_resources()
             self.device = "cuda" if resources.get("GPU", 0) >= 1 else "cpu"
-            self.nodes = len(self._nodes())
             self.workers = len(self._places())
             if not self.workers:
                 raise UserError("the Ray cluster has neither a GPU nor a core to give; "
@@ -306,10 +305,14 @@ class Ray:
                 self._listener(Event("notice", hand.number, first, "its Ray actor died; trying it again on another"))
                 continue
             now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-            record = records.save(Record(
-                id=first, spec=left[0], status="failed", started=now, finished=now, trace=str(error),
-                reason=f"its Ray actor or node died {ATTEMPTS} times (killed, perhaps out of memory)"))
-            self._listener(Event("record", hand.number, first, record=record))
+            try:
+                record = records.save(Record(
+                    id=first, spec=left[0], status="failed", started=now, finished=now, trace=str(error),
+                    reason=f"its Ray actor or node died {ATTEMPTS} times (killed, perhaps out of memory)"))
+            except LostLeaseError:
+                todo.append(left)
+            else:
+                self._listener(Event("record", hand.number, first, record=record))
         hand.release()
 
 
@@ -328,10 +331,11 @@ class _Actor:
         """Make ready for a study, whose driver has put `sign` into its results folder."""
         shared = Path(sign).exists()
         node = f"node {socket.gethostname()} of the Ray cluster is left out"
-        for name, version in identity().items():
-            if wanted.get(name) != version:
-                return _Greeting(shared, f"{node}: {name} is {version} there and {wanted.get(name)} here; "
-                                         "install the same on every node")
+        own = identity()
+        for name in {**wanted, **own}:
+            here, there = (versions.get(name, "not installed") for versions in (wanted, own))
+            if here != there:
+                return _Greeting(shared, f"{node}: {name} is {there} there and {here} here; install the same on every node")
         try:
             supplies.fetch(base_ids, task_ids)
             if shared:
@@ -388,7 +392,7 @@ def identity() -> dict[str, str]:
     for package in ("suite", "methods", "tasks"):
         for path in sorted((paths.REPOSITORY / package).rglob("*.py")):
             found.update(str(path.relative_to(paths.REPOSITORY)).encode() + b"\0" + path.read_bytes())
-    return {"python": platform.python_version(), **environment.versions(), "engine": str(ENGINE_VERSION),
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **environment.versions(), "engine": str(ENGINE_VERSION),
             "the suite's code": found.hexdigest()[:12]}
 
 
@@ -404,6 +408,7 @@ def _connect(address: str | None) -> Any:
             ray.init(address="local", num_cpus=environment.cores(), include_dashboard=False,
                      object_store_memory=STORE, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # of no narrower class when a node takes too long
+            ray.shutdown()
             raise UserError(f"Ray could not be started on this machine ({_last_line(error)})") from None
         return ray
     if address != "auto":
