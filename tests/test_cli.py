@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from suite import cli
+from suite import cli, ledger, records
+from suite import study as studies
+from suite.records import Record
 
 STUDY = Path("suite/studies/gora.yaml")
 
@@ -73,6 +75,37 @@ def test_status_and_report_of_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told["runs"]["missing"] == 58
     assert Path(told["report"]) == tmp_path / "reports" / "gora-desk" / "index.html"
     assert (tmp_path / "reports" / "gora-desk" / "report.md").exists()
+
+
+def test_sync_fills_mlflow_from_the_records_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    found = studies.load("gora")
+    for cell in studies.cells(found, "desk", ["method=gora"])[:2]:
+        records.save(Record(id=cell.spec.id, spec=cell.spec, status="skipped", reason="for this test"))
+    expected: list[tuple[int, int]] = [(2, 0), (0, 2)]
+    for created, unchanged in expected:
+        code, out, _ = suite(monkeypatch, capsys, "sync", "gora", "--json")
+        assert code == 0
+        assert json.loads(out) == {"created": created, "unchanged": unchanged, "updated": 0, "problem": None}
+    code, out, _ = suite(monkeypatch, capsys, "sync", "gora")
+    assert (code, out) == (0, "0 runs created, 0 replaced, 2 were there already.\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    code, _, err = suite(monkeypatch, capsys, "sync", "gora")
+    assert code == 1
+    assert "the server does not answer" in err
+
+
+def test_status_says_what_is_running_and_when_it_last_showed_life(monkeypatch: pytest.MonkeyPatch,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    run = studies.cells(studies.load("gora"), "desk", ["method=gora"])[0].spec.id
+    records.paths.runs().mkdir(parents=True)
+    with ledger.claim(run) or pytest.fail("nobody else is here"):
+        _, out, _ = suite(monkeypatch, capsys, "status", "gora", "--json")
+        (running,) = [one for one in json.loads(out) if one["status"] == "running"]
+        assert running["run"] == run
+        assert 0 <= running["heartbeat"] < 60
+        assert "last heartbeat" in suite(monkeypatch, capsys, "status", "gora")[1]
+    assert "last heartbeat" not in suite(monkeypatch, capsys, "status", "gora")[1]
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
@@ -136,5 +169,5 @@ def test_the_module_is_the_command() -> None:
     environment = {**os.environ, "COLUMNS": "100"}
     told = subprocess.run([sys.executable, "-m", "suite", "--help"], capture_output=True, text=True, env=environment,
                           check=True).stdout
-    for command in ("doctor", "list", "plan", "run", "status", "report", "export", "ui"):
+    for command in ("doctor", "list", "plan", "run", "status", "sync", "report", "export", "ui"):
         assert command in told

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -16,8 +20,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from rich.console import Console
 
-from suite import rank_map, records, tracking, ui
+from suite import rank_map, records, sweep, tracking, ui
 from suite.errors import UserError
 from suite.records import Record
 from suite.specs import BaseRef, Budget, Evaluation, MethodRef, Recipe, RunSpec, TaskRef
@@ -252,6 +257,38 @@ def test_a_server_that_never_answers_is_given_up() -> None:
     assert "does not answer" in (result.problem or "")
 
 
+def test_a_sweep_without_mlflow_says_it_once_and_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end one after another; the server takes connections and never answers."""
+    said = io.StringIO()
+    places = [cell("lora", seed) for seed in range(3)]
+    monkeypatch.setattr(sweep._Tracker, "PAUSE", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with sweep._Tracker(STUDY, "desk", places, Console(file=said, width=1000)) as tracker:
+            for place in places:
+                begin = time.monotonic()
+                tracker.wake(record(place).id)
+                assert time.monotonic() - begin < 5
+                time.sleep(1)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 30
+    assert said.getvalue().count("\n") == 1
+    assert "the server does not answer" in said.getvalue()
+    assert "`suite sync tiny --scale desk` fills it again" in said.getvalue()
+
+
+def test_a_few_new_records_are_found_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [cell("lora", seed) for seed in range(4)]
+    made = filled(*map(record, places))
+    monkeypatch.setattr(tracking, "FEW", 2)
+    assert counts(tracking.sync(STUDY, "desk", places, made)) == (4, 0, 0)
+    few = filled(made[places[0].spec.id], record(places[1], "failed"))
+    assert counts(tracking.sync(STUDY, "desk", places, few)) == (0, 1, 1)
+    assert len(runs()) == 4
+
+
 def test_moved_results_are_told() -> None:
     place = cell("lora")
     made = filled(record(place))
@@ -314,3 +351,64 @@ def test_the_pages_open_take_runs_and_end(capfd: pytest.CaptureFixture[str]) -> 
         pages.terminate()
         assert pages.wait(timeout=20) == 0
     assert ui.free_port(port) == port
+
+
+class Server:
+    """A real MLflow server on a store of its own, in a process group of its own."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
+        self.log = open(folder / "server.log", "ab")  # noqa: SIM115  open as long as the server
+        self.process = subprocess.Popen(
+            ui.command(f"sqlite:///{folder / 'served.db'}", port), stdout=self.log, stderr=self.log, cwd=folder,
+            start_new_session=True, env={**os.environ, **ui._quiet()})
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+
+    def signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
+            self.log.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_or_is_killed_is_filled_later_and_nothing_is_doubled(tmp_path: Path) -> None:
+    places = [cell("lora", seed) for seed in range(12)]
+    made = filled(*map(record, places))
+    port = ui.free_port(5700)
+    uri = f"http://127.0.0.1:{port}"
+    server = Server(tmp_path, port)
+    try:
+        assert counts(tracking.sync(STUDY, "desk", places, filled(made[places[0].spec.id]), uri)) == (1, 0, 0)
+        server.signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        assert "the server does not answer" in (tracking.sync(STUDY, "desk", places, made, uri).problem or "")
+        assert time.monotonic() - begin < 20
+        server.signal(signal.SIGCONT)
+
+        killer = threading.Timer(0.7, lambda: server.signal(signal.SIGKILL))
+        killer.start()
+        results = [tracking.sync(STUDY, "desk", places, made, uri)]
+        killer.join()
+        results.append(tracking.sync(STUDY, "desk", places, made, uri))
+        assert "the server does not answer" in (results[-1].problem or "")
+
+        server = Server(tmp_path, port)
+        last = tracking.sync(STUDY, "desk", places, made, uri)
+        assert last.problem is None
+        assert last.created + last.unchanged + last.updated == 12
+        client = MlflowClient(uri)
+        shown = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+        assert sorted(run.data.tags["run_id"] for run in shown) == sorted(made)
+        assert {run.info.status for run in shown} == {"FINISHED"}
+        assert counts(tracking.sync(STUDY, "desk", places, made, uri)) == (0, 12, 0)
+    finally:
+        if server.process.poll() is None:
+            server.signal(signal.SIGKILL)
