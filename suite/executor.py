@@ -52,12 +52,13 @@ Listener = Callable[[Event], None]
 
 @dataclass
 class _Hand:
-    """A worker process, the line to it and the pack it holds."""
+    """A worker process, the line to it, the pack it holds, and the runs of it whose records were told."""
 
     number: int
     process: BaseProcess
     line: Connection
     pack: list[RunSpec] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
 
 
 def run(packs: Sequence[Sequence[RunSpec]], workers: int, threads: int, device: str, listener: Listener) -> None:
@@ -115,12 +116,16 @@ class Local:
         """Run packs, in order, until none is left; returns those whose runs another process holds."""
         todo = list(packs)
         elsewhere: list[list[RunSpec]] = []
-        while len(self.hands) < min(self.workers, len(todo)):
-            taken = {hand.number for hand in self.hands}
-            self.hands.append(self._hire(next(number for number in count() if number not in taken)))
         for hand in self.hands:
             self._give(hand, todo)
-        while busy := {hand.line: hand for hand in self.hands if hand.pack}:
+        while True:
+            while todo and len(self.hands) < self.workers:
+                taken = {hand.number for hand in self.hands}
+                self.hands.append(self._hire(next(number for number in count() if number not in taken)))
+                self._give(self.hands[-1], todo)
+            busy = {hand.line: hand for hand in self.hands if hand.pack}
+            if not busy:
+                return elsewhere
             ready = wait(list(busy), timeout=LOOK)
             if not paths.runs().is_dir():
                 raise storage(FileNotFoundError(), paths.runs())
@@ -132,6 +137,8 @@ class Local:
                     self._replace(hand, todo, tried)
                     continue
                 if message == "event":
+                    if content.record is not None:
+                        hand.told.add(content.run)
                     self.listener(content)
                     continue
                 if message == "stop":
@@ -141,7 +148,6 @@ class Local:
                     elsewhere.append(left)
                     self.listener(Event("elsewhere", hand.number, left[0].id))
                 self._give(hand, todo)
-        return elsewhere
 
     def stop(self) -> None:
         """End all workers at once. A run in hand leaves no trace but its released claim."""
@@ -171,6 +177,7 @@ class Local:
 
     def _give(self, hand: _Hand, todo: list[list[RunSpec]]) -> None:
         hand.pack, *rest = limits.cut(todo.pop(0)) if todo else [[]]
+        hand.told = set()
         todo[:0] = rest
         if hand.pack:
             with contextlib.suppress(OSError):  # a worker that died idle is found by its line's end
@@ -181,27 +188,28 @@ class Local:
         once more, then recorded."""
         hand.line.close()
         hand.process.join()
+        self.hands.remove(hand)
+        code, alone = hand.process.exitcode, len(hand.pack) == 1
         half = -(-len(hand.pack) // 2)
-        if half < len(hand.pack) and self._memory_was_short(hand.process.exitcode):
+        if self._memory_was_short(code) and not alone:
             limits.learn(hand.pack[0], half)
         for part in (hand.pack[:half], hand.pack[half:]):
-            left = [spec for spec in part if not records.is_done(spec.id)]
-            if left and half < len(hand.pack):
+            found = records.load_many(spec.id for spec in part)
+            done = {run for run, record in found.items() if record.status in records.DONE}
+            left = [spec for spec in part if spec.id not in done]
+            for run in done - hand.told:  # it died between saving and telling
+                self.listener(Event("record", hand.number, run, record=found[run]))
+            if not left:
+                continue
+            if not alone:
                 todo.insert(0, left)
-            elif left and not tried[left[0].id]:
+            elif not tried[left[0].id]:
                 tried[left[0].id] += 1
                 todo.append(left)
-            elif left:
-                record = record_death(left[0], hand.process.exitcode)
-                if record is None:
-                    todo.append(left)
-                else:
-                    self.listener(Event("record", hand.number, record.id, record=record))
-        self.hands.remove(hand)
-        if todo:
-            fresh = self._hire(hand.number)
-            self.hands.append(fresh)
-            self._give(fresh, todo)
+            elif (record := record_death(left[0], code)) is not None:
+                self.listener(Event("record", hand.number, record.id, record=record))
+            else:
+                todo.append(left)
 
     def _memory_was_short(self, code: int | None) -> bool:
         """Whether the kernel killed for want of memory since this was last asked: anybody may send signal 9."""

@@ -21,9 +21,7 @@ class LostLeaseError(Exception):
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was too little memory, on the device or on the host."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in _MEMORY_WORDS)
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS)
 
 
 def full(error: BaseException) -> bool:

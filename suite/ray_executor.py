@@ -293,7 +293,11 @@ class Ray:
             return
         half = -(-len(hand.pack) // 2)
         for part in (hand.pack[:half], hand.pack[half:]):
-            left = [spec for spec in part if not records.is_done(spec.id)]
+            found = records.load_many(spec.id for spec in part)
+            done = {run for run, record in found.items() if record.status in records.DONE}
+            left = [spec for spec in part if spec.id not in done]
+            for run in done - hand.made:  # it died between saving and telling
+                self._listener(Event("record", hand.number, run, record=found[run]))
             for spec in left:
                 records.clear(spec.id)
             if not left:
