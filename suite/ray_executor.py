@@ -168,7 +168,7 @@ class Ray:
                 self._ray.wait(calls, num_returns=len(calls), timeout=PATIENCE) if calls else None
             for hand in self._hands:
                 self._ray.kill(hand.actor)
-                for spec in hand.pack:
+                for spec in self._tell_saved(hand, hand.pack):
                     records.clear(spec.id)
                 hand.release()
             self._hands.clear()
@@ -293,11 +293,7 @@ class Ray:
             return
         half = -(-len(hand.pack) // 2)
         for part in (hand.pack[:half], hand.pack[half:]):
-            found = records.load_many(spec.id for spec in part)
-            done = {run for run, record in found.items() if record.status in records.DONE}
-            left = [spec for spec in part if spec.id not in done]
-            for run in done - hand.made:  # it died between saving and telling
-                self._listener(Event("record", hand.number, run, record=found[run]))
+            left = self._tell_saved(hand, part)
             for spec in left:
                 records.clear(spec.id)
             if not left:
@@ -318,6 +314,14 @@ class Ray:
             else:
                 self._listener(Event("record", hand.number, first, record=record))
         hand.release()
+
+    def _tell_saved(self, hand: _Hand, pack: list[RunSpec]) -> list[RunSpec]:
+        """Tell of records that an actor saved and had no time to tell of; returns the runs that are left."""
+        found = records.load_many(spec.id for spec in pack)
+        done = {run for run, record in found.items() if record.status in records.DONE}
+        for run in done - hand.made:
+            self._listener(Event("record", hand.number, run, record=found[run]))
+        return [spec for spec in pack if spec.id not in done]
 
 
 class _Actor:
