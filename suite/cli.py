@@ -27,6 +27,7 @@ ScaleName = Annotated[str, typer.Option("--scale", help="desk (CPU, minutes), be
 Only = Annotated[list[str] | None, typer.Option(
     "--only", help="Only some runs: key=value[,value] with key table, task, method, rank, budget or seed. May be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Executor = Literal["local", "ray"]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
 
@@ -112,6 +113,9 @@ def run(
     study: StudyName, scale: ScaleName = "desk", only: Only = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: one per core, or per GPU).")] = None,
     pack: Annotated[int, typer.Option(min=1, help="Runs trained together over one frozen base.")] = 1,
+    executor: Annotated[Executor, typer.Option(help="Processes of this machine, or a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(
+        envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head, or auto (default: a cluster of its own here).")] = None,
     report: Annotated[bool, typer.Option("--report", help="Write the report afterwards.")] = False,
     minutes: Annotated[float, typer.Option(
         "--checkpoint-minutes", min=0, envvar="SUITE_CHECKPOINT_MINUTES",
@@ -126,7 +130,7 @@ def run(
     cells = studies.cells(found, scale, only or ())
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
     console = Console(stderr=True, highlight=False)
-    result = sweep.run(found, _scale(scale), cells, workers, pack, console)
+    result = sweep.run(found, _scale(scale), cells, workers, pack, console, executor, ray_address)
     if report and not result.interrupted and not result.stopped:
         _report(found, scale, cells, None, as_json)
     elif as_json:

@@ -43,7 +43,8 @@ class Display:
         self.at_work: dict[int, Event] = {}
         self.worked = 0.0  # planned seconds of what has ended
         self.began = time.monotonic()
-        self._live = Live(get_renderable=self._panel, console=console, refresh_per_second=4, transient=True)
+        self._live = Live(get_renderable=self._panel, console=console, refresh_per_second=4, transient=True,
+                          redirect_stdout=False)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -64,6 +65,10 @@ class Display:
             self.at_work[event.worker] = event
         elif event.kind == "elsewhere":
             self.console.print(f"{self.labels.get(event.run, event.run)}: another `suite run` is at it", style="dim")
+        elif event.kind == "notice":
+            self.at_work.pop(event.worker, None)
+            what = f"{self.labels.get(event.run, event.run)}: {event.phase}" if event.run else event.phase
+            self.console.print(Text(what, style="yellow"))
         elif event.record is not None:
             self._end(event.worker, event.record)
 

@@ -41,7 +41,7 @@ def check() -> list[Check]:
     hub = _Hub()
     gpu_name, gpu_bytes = _gpu()
     found = [_python(), _packages(), _cores(), _memory(), *_folders(), _gpu_check(gpu_name, gpu_bytes)]
-    found += [*_assets(), _store(), _commit(), hub.check()]
+    found += [*_assets(), _store(), _ray(), _commit(), hub.check()]
     reachable = bool(found[-1].ok)
     return found + [_scale(scale, gpu_bytes, reachable) for scale in NEEDS]
 
@@ -149,6 +149,14 @@ def _store() -> Check:
         return Check("mlflow", False, f"{path} cannot be read: {error}.",
                      "Delete it; the next `suite run` or `suite report` fills it again.")
     return Check("mlflow", True, f"The MLflow store holds {count} runs.")
+
+
+def _ray() -> Check:
+    try:
+        return Check("ray", True, f"Ray {metadata.version('ray')} for `suite run --executor ray`.")
+    except metadata.PackageNotFoundError:
+        return Check("ray", None, "Ray is not installed; only `suite run --executor ray` needs it.",
+                     f"Run `{environment.INSTALL_RAY}` if you want it.")
 
 
 def _commit() -> Check:

@@ -28,6 +28,9 @@ PACKAGES = (
     "gguf", "bitsandbytes",
 )
 
+#: How to get Ray, which only `suite run --executor ray` needs.
+INSTALL_RAY = "pip install 'ray==2.60.*'"
+
 
 def snapshot(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """Versions, commit and hardware as a JSON-like dictionary. The GPU is named when `device` is one."""

@@ -11,13 +11,14 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from suite import environment, ledger, limits, paths, records
 from suite.errors import UserError
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """Something a listener may show. `kind`: a worker moved on (`progress`), a run ended (`record`), or a run is in
-    another process's hands (`elsewhere`)."""
+    """Something a listener may show. `kind`: a worker moved on (`progress`), a run ended (`record`), a run is in
+    another process's hands (`elsewhere`), or something befell a run or, with no run, all of them (`notice`, in words
+    in `phase`)."""
 
-    kind: Literal["progress", "record", "elsewhere"]
+    kind: Literal["progress", "record", "elsewhere", "notice"]
     worker: int
     run: str
     phase: str = ""
@@ -65,21 +67,36 @@ def run(packs: Sequence[Sequence[RunSpec]], workers: int, threads: int, device: 
     Raises `KeyboardInterrupt`, and `StorageError` when results cannot be kept, after stopping the workers; finished
     runs keep their records, others leave nothing.
     """
-    try:
-        paths.runs().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage(error, paths.runs()) from error
-    local = Local(workers, threads, device, listener)
+    finish(packs, Local(workers, threads, device, listener))
+
+
+class Pool(Protocol):
+    """Workers of one kind."""
+
+    def drain(self, packs: list[list[RunSpec]], tried: Counter[str]) -> list[list[RunSpec]]:
+        """Run packs, in order, until none is left; returns those whose runs another process holds.
+        `tried` counts how often each run's worker has died."""
+
+    def stop(self) -> None:
+        """End all workers at once. What is in hand leaves no trace."""
+
+
+def finish(packs: Sequence[Sequence[RunSpec]], pool: Pool) -> None:
+    """Have a pool run every pack to its records, and stop it whatever happens. As `run` otherwise."""
     waiting = [list(pack) for pack in packs]
-    tried: set[str] = set()
+    tried: Counter[str] = Counter()
     try:
+        try:
+            paths.runs().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage(error, paths.runs()) from error
         while waiting:
-            elsewhere = local.drain(waiting, tried)
+            elsewhere = pool.drain(waiting, tried)
             waiting = [left for pack in elsewhere if (left := [s for s in pack if not records.is_done(s.id)])]
             if waiting:
                 time.sleep(2)
     finally:
-        local.stop()
+        pool.stop()
 
 
 class Local:
@@ -95,7 +112,7 @@ class Local:
         self.hands: list[_Hand] = []
         self.memory_kills = environment.memory_kills()
 
-    def drain(self, packs: list[list[RunSpec]], tried: set[str]) -> list[list[RunSpec]]:
+    def drain(self, packs: list[list[RunSpec]], tried: Counter[str]) -> list[list[RunSpec]]:
         """Run packs, in order, until none is left; returns those whose runs another process holds."""
         todo = list(packs)
         elsewhere: list[list[RunSpec]] = []
@@ -166,7 +183,7 @@ class Local:
             with contextlib.suppress(OSError):  # a worker that died idle is found by its line's end
                 hand.line.send(hand.pack)
 
-    def _replace(self, hand: _Hand, todo: list[list[RunSpec]], tried: set[str]) -> None:
+    def _replace(self, hand: _Hand, todo: list[list[RunSpec]], tried: Counter[str]) -> None:
         """A worker that died (killed, out of memory) has its pack tried in halves; a run that it had alone is tried
         once more, then recorded."""
         hand.line.close()
@@ -186,8 +203,8 @@ class Local:
                 continue
             if not alone:
                 todo.insert(0, left)
-            elif left[0].id not in tried:
-                tried.add(left[0].id)
+            elif not tried[left[0].id]:
+                tried[left[0].id] += 1
                 todo.append(left)
             elif (record := record_death(left[0], code)) is not None:
                 self.listener(Event("record", hand.number, record.id, record=record))

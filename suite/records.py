@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -169,8 +169,7 @@ def writing(run_id: str) -> Iterator[Path]:
     ledger.check(run_id)
     try:
         paths.runs().mkdir(parents=True, exist_ok=True)
-        for leftover in paths.runs().glob(f".{run_id}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        clear(run_id)
         scratch = Path(tempfile.mkdtemp(prefix=f".{run_id}-", dir=paths.runs()))
     except OSError as error:
         raise storage(error, paths.runs()) from error
@@ -186,6 +185,19 @@ def writing(run_id: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(scratch.with_name(f"{scratch.name}-before"), ignore_errors=True)
+
+
+def clear(run_id: str) -> None:
+    """Remove what a killed process left half-written of a run. Whoever calls holds the run's lease."""
+    for leftover in paths.runs().glob(f".{run_id}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write(run_id: str, files: Mapping[str, bytes]) -> None:
+    """Write a run's folder atomically from files that were made elsewhere. Raises what `writing` raises."""
+    with writing(run_id) as scratch:
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
 
 
 def save(record: Record, curves: pd.DataFrame | None = None, predictions: pd.DataFrame | None = None,

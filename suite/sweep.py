@@ -8,16 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
 
-from suite import assets, bases, executor, hub, ledger, paths, plan, records, registry, study, tracking
+from suite import executor, ledger, paths, plan, records, study, supplies, tracking
 from suite.display import Display, duration
 from suite.errors import UserError
 from suite.faults import StorageError, storage
-from suite.specs import RunSpec
 from suite.study import Cell, Scale, Study
 
 #: Bytes that must be free at the start: about what a small run leaves.
@@ -63,11 +62,12 @@ class SweepResult:
 
 
 def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, pack: int,
-        console: Console) -> SweepResult:
-    """Run every cell that has no record, show how it goes on `console`, and bring MLflow in line.
+        console: Console, on: Literal["local", "ray"] = "local", ray_address: str | None = None) -> SweepResult:
+    """Run every cell that has no record, on this machine or a Ray cluster (see `ray_executor.Ray` for its address), show
+    how it goes on `console`, and bring MLflow in line.
 
-    Raises `UserError` before anything starts when the results folder cannot be written, or a base or data set cannot
-    be had. When results can no longer be kept, the sweep ends and the result says why.
+    Raises `UserError` before anything starts when the results folder cannot be written, a base or data set cannot be
+    had, or there is no Ray to run on. When results can no longer be kept, the sweep ends and the result says why.
     """
     _writable()
     device, count, threads = _workers(workers)
@@ -78,12 +78,9 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
     if not todo:
         return result
     ledger.sweep()
-    _fetch(todo, console)
+    supplies.fetch(*supplies.names(todo), lambda text: console.print(Text(text, style="dim")))
     labels = {cell.spec.id: name(found, cell) for cell in cells}
     expected = {run.id: run.seconds for run in made.runs}
-    workers_used = min(count, len(made.packs))
-    console.print(Text(f"{found.id} at {scale}: {len(todo)} runs to make, {result.before} there already; "
-                       f"{workers_used} worker{'s' if workers_used > 1 else ''} on {device}."))
     began = time.monotonic()
     with Display(console, todo, result.before, labels, expected) as display, \
             _Tracker(found, scale, cells, console) as tracker:
@@ -93,7 +90,18 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
                 tracker.wake(event.record.id)
 
         try:
-            executor.run([[by_id[i] for i in group] for group in made.packs], count, threads, device, listen)
+            pool: executor.Pool
+            if on == "ray":
+                from suite.ray_executor import Ray
+
+                pool = ray = Ray(ray_address, workers, threads, listen)
+                device, count = ray.device, ray.workers
+            else:
+                pool = executor.Local(count, threads, device, listen)
+            used = min(count, len(made.packs))
+            console.print(Text(f"{found.id} at {scale}: {len(todo)} runs to make, {result.before} there already; "
+                               f"{used} worker{'s' if used > 1 else ''} on {device}."))
+            executor.finish([[by_id[i] for i in group] for group in made.packs], pool)
         except KeyboardInterrupt:
             result.interrupted = True
         except StorageError as error:
@@ -237,12 +245,3 @@ def _writable() -> None:
         raise UserError(str(storage(error, paths.runs()))) from None
 
 
-def _fetch(todo: Sequence[RunSpec], console: Console) -> None:
-    """Have every base and data set at hand before a worker starts, or say in one sentence what cannot be had."""
-    found = [bases.get(base) for base in dict.fromkeys(spec.base.id for spec in todo)]
-    tasks = [registry.task(task) for task in dict.fromkeys(spec.task.id for spec in todo)]
-    sources = [source for task in tasks for source in task.sources]
-    hub.require(found, sources)
-    wanted = [*(base.asset for base in found), *(source.asset for source in sources)]
-    for asset in dict.fromkeys(asset for asset in wanted if asset):
-        assets.fetch(asset, lambda text: console.print(Text(text, style="dim")))
