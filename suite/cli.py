@@ -25,7 +25,8 @@ FAILED, WRONG, INTERRUPTED = 1, 2, 130
 StudyName = Annotated[str, typer.Argument(help="A built-in study (`suite list studies`) or the path of a study file.")]
 ScaleName = Annotated[str, typer.Option("--scale", help="desk (CPU, minutes), bench (one GPU) or paper.")]
 Only = Annotated[list[str] | None, typer.Option(
-    "--only", help="Only some runs: key=value[,value] with key table, task, method, rank, budget or seed. May be repeated.")]
+    "--only", help="Only some runs: key=value[,value] with key table, task, method, rank, budget, rate (learning rate) "
+                   "or seed. May be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
