@@ -213,8 +213,15 @@ def load(run_id: str) -> Record | None:
 
 def load_many(run_ids: Iterable[str]) -> dict[str, Record]:
     """The records that exist among `run_ids`."""
-    found = {run_id: load(run_id) for run_id in run_ids}
-    return {run_id: record for run_id, record in found.items() if record is not None}
+    return dict(each(run_ids))
+
+
+def each(run_ids: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    """The records that exist among `run_ids`, one at a time, so that a large study need not fit into memory."""
+    for run_id in run_ids:
+        record = load(run_id)
+        if record is not None:
+            yield run_id, record
 
 
 def is_done(run_id: str) -> bool:
