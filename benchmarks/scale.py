@@ -72,10 +72,11 @@ def write(found: study.Study) -> int:
             throughput=Throughput(steps=STEPS, tokens=22_000, padding=0.05, tokens_per_second=2800.0),
             memory=Memory(resident=10**9), pack=Pack(size=1, position=0), environment=here,
             started="2026-01-01T00:00:00+00:00", finished="2026-01-01T00:00:10+00:00")
-        with records.writing(spec.id) as folder:
-            (folder / "predictions.parquet").write_bytes(predictions_file)
-            (folder / "curves.parquet").write_bytes(curves_file)
-            (folder / "record.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        folder = records.folder(spec.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "predictions.parquet").write_bytes(predictions_file)
+        (folder / "curves.parquet").write_bytes(curves_file)
+        (folder / "record.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     return len(specs)
 
 
@@ -128,7 +129,8 @@ def step(name: str, cells: int) -> dict[str, Any]:
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {**told, "wall_seconds": round(wall, 2), "processor_seconds": round(processor, 2), "peak_mib": round(peak / 2**20)}
+    return {**told, "wall_seconds": round(wall, 2), "processor_seconds": round(processor, 2),
+            "peak_mib": round(peak / 2**20)}
 
 
 def main() -> None:
