@@ -242,7 +242,7 @@ class _Builder:
         self.values: dict[tuple[str, str], Value] = {}
         self.outcomes: dict[tuple[str, str], dict[int, Outcomes]] = {}
         # Items as the last run of a column had them, where each stands when they are sorted, and they sorted.
-        self.orders: dict[str, tuple[NDArray[Any], NDArray[np.int64], pd.Index]] = {}
+        self.orders: dict[str, tuple[NDArray[Any], NDArray[np.integer[Any]], pd.Index]] = {}
 
     def build(self) -> StudyTable:
         columns = tuple(column for task in self.tasks for column in self._columns(task))
