@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from reports.figures import Figure
     from suite.study import Cell, Study
 
+#: Rows of a table on the page: its file has all of them.
+MOST_ROWS = 200
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -82,12 +84,13 @@ def build(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str,
     data = provenance.data_used(tables)
     failures = provenance.failures(study, cells, records)
     context: dict[str, Any] = {
-        "study": study, "scale": scale, "sections": sections, "totals": totals,
+        "study": study, "scale": scale, "sections": [_for_page(section) for section in sections], "totals": totals,
         "state": findings.state(totals),
         "banner": findings.banner(study, scale, [(x.table, x.publication) for x in sections]),
         "clearly": findings.CLEARLY if any("learly" in x for s in sections for x in s.sentences) else "",
-        "command": provenance.command(study, scale), "runs": runs, "data": data, "failures": failures,
-        "not_run": provenance.not_run(study, cells, records), "machines": provenance.machines(records),
+        "command": provenance.command(study, scale), "runs": runs.shortened(MOST_ROWS), "data": data,
+        "failures": failures and failures.shortened(MOST_ROWS),
+        "not_run": _some(provenance.not_run(study, cells, records)), "machines": provenance.machines(records),
         "example": next((provenance.run_command(study, scale, cell) for cell in cells), ""),
         "papers": _papers(study, cells),
     }
@@ -107,7 +110,7 @@ def build(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str,
 
 def terminal_tables(tables: Sequence[StudyTable]) -> list[RichTable]:
     """Measured tables for a terminal: mean ± sd per column, and the headline difference."""
-    return [views.measured(table).terminal() for table in tables]
+    return [views.measured(table).shortened(MOST_ROWS).terminal() for table in tables]
 
 
 def as_json(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record],
@@ -133,6 +136,17 @@ def _section(study: Study, scale: str, table: StudyTable, folder: Path | None) -
         study.edition(scale).tables[table.id].notes, views.measured(table), views.differences(table),
         views.costs(table), publication.publication(study, scale, table),
         _figures(study, table, folder) if folder is not None else {})
+
+
+def _for_page(section: Section) -> Section:
+    """The section with tables that a page has room for."""
+    short = {name: getattr(section, name).shortened(MOST_ROWS) for name in ("measured", "differences", "costs")}
+    return replace(section, **short)
+
+
+def _some(names: list[str]) -> list[str]:
+    """The first of many names, and how many more there are."""
+    return names if len(names) <= MOST_ROWS else [*names[:MOST_ROWS], f"and {len(names) - MOST_ROWS:,} more"]
 
 
 def _figures(study: Study, table: StudyTable, folder: Path) -> dict[str, Figure]:

@@ -100,17 +100,17 @@ def _tasks(table: StudyTable) -> str:
 
 
 def _rates(study: Study, scale: str, table: StudyTable) -> str:
-    """The learning rate, or that of every row where they differ."""
+    """The learning rate or rates, or those of every row where they differ."""
     plan = study.edition(scale).tables[table.id]
-    rates: dict[float, list[str]] = {}
+    rates: dict[str, list[str]] = {}
     for row in dict.fromkeys(line.row for line in table.lines):
-        rate = plan.learning_rates.get(row, plan.recipe.learning_rate)
-        rates.setdefault(rate, []).append(study.rows[row].label)
+        own = numbers.listing([f"{rate:g}" for rate in plan.rates(row)])
+        rates.setdefault(own, []).append(study.rows[row].label)
     if len(rates) == 1:
-        return f"learning rate {next(iter(rates)):g} for every row"
-    common = plan.recipe.learning_rate
-    own = [f"{rate:g} for {numbers.listing(rows)}" for rate, rows in rates.items() if rate != common]
-    return f"learning rate {'; '.join(own)}" + (f"; {common:g} for the others" if common in rates else "")
+        return f"learning rate {next(iter(rates))} for every row"
+    common = f"{plan.recipe.learning_rate:g}"
+    said = [f"{rate} for {numbers.listing(rows)}" for rate, rows in rates.items() if rate != common]
+    return f"learning rate {'; '.join(said)}" + (f"; {common} for the others" if common in rates else "")
 
 
 def banner(study: Study, scale: str, found: Sequence[tuple[StudyTable, Publication | None]]) -> Banner | None:

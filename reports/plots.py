@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from suite.statistics import Summary
 
 #: Points per curve in a figure: as many as a screen can show.
 CURVE_POINTS = 160
+#: Lines in a figure of differences: as many as a page can show.
+MOST_LINES = 60
 #: Panels side by side.
 ACROSS = 3
 
@@ -30,6 +33,10 @@ def differences(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> F
     if not lines or not table.differences:
         return None
     columns = table.column_ids
+    every = len(lines)
+    if every > MOST_LINES:
+        far = sorted(lines, key=lambda line: -_distance(table, line))[:MOST_LINES]
+        lines = [line for line in lines if line in far]
     left = 0.35 + 0.068 * max(len(line.label) for line in lines)
     with style():
         wide = max(1.7, 3.4 / len(columns))
@@ -60,6 +67,8 @@ def differences(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> F
                    "seeds all point the same way.")
         if any((line.key, column) not in table.differences for line in lines for column in columns):
             caption += " Hatched: no result."
+        if every > len(lines):
+            caption += f" The {len(lines)} of {every} rows that are furthest from the reference; the table has the others."
         return finish(figure, f"{table.id}-difference", caption, _difference_alt(table, lines), folder,
                       paper=True)
 
@@ -119,13 +128,14 @@ def parameters(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Fi
 
 def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """Training loss per task and budget: mean over seeds, lightly smoothed, the raw mean faint behind it."""
-    curves = {(line.key, task): curve for line in table.lines for task in table.tasks
+    lines = _first_rates(table)
+    curves = {(line.key, task): curve for line in lines for task in table.tasks
               if (curve := _curve(table.records[line.key], task)) is not None}
     if not curves:
         return None
     budgets = table.budgets if len(table.budgets) > 1 else ("",)
     places = [(budget, task) for budget in budgets for task in table.tasks]
-    shown = list({line.row: line for line in table.lines
+    shown = list({line.row: line for line in lines
                   if any((line.key, task) in curves for task in table.tasks)}.values())
     across = min(ACROSS, len(table.tasks))
     down = -(-len(places) // across)
@@ -135,7 +145,7 @@ def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
         axes = panels(figure, across, down, left=0.65, right=0.12, top=0.3, bottom=0.5 + legend, wide=0.42,
                       high=0.7)
         for axis, (budget, task) in zip(axes, places, strict=False):
-            for line in table.lines:
+            for line in lines:
                 curve = curves.get((line.key, task))
                 if curve is not None and (not budget or line.budget in ("", budget)):
                     _loss(axis, curve, looks[line.row])
@@ -156,15 +166,16 @@ def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
                           label=line.name) for line in shown]
         figure.legend(handles=handles, loc="lower center", ncols=min(4, len(shown)), handlelength=1.6,
                       columnspacing=1.4, borderaxespad=0.2)
+        first = "" if len(lines) == len(table.lines) else " Of several learning rates, the first."
         return finish(figure, f"{table.id}-loss",
-                      "Training loss, mean over seeds: lightly smoothed, with the raw mean faint behind it.",
+                      f"Training loss, mean over seeds: lightly smoothed, with the raw mean faint behind it.{first}",
                       _losses_alt(table, curves), folder)
 
 
 def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure | None:
     """The ranks that a row's method chose, block by module kind: a map per budget and task."""
     maps: list[tuple[str, str, pd.DataFrame]] = []
-    for line in table.lines:
+    for line in _first_rates(table):
         for task, title in table.tasks.items() if line.row == row else ():
             ranks = _ranks(table.records[line.key], task)
             if ranks:
@@ -194,6 +205,17 @@ def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure |
             caption += " Grey: no adapter."
         alt = f"Rank maps of {label}. " + " ".join(f"{title}: {_rank_alt(grid)}." for _, title, grid in maps)
         return finish(figure, f"{table.id}-ranks", caption, alt, folder)
+
+
+def _distance(table: StudyTable, line: Line) -> float:
+    """How far a line is from its reference in the column that sums up; -1 without a result."""
+    delta = table.differences.get((line.key, table.headline))
+    return -1.0 if delta is None else abs(delta.mean)
+
+
+def _first_rates(table: StudyTable) -> list[Line]:
+    """One line per row and budget: the first of its learning rates."""
+    return list({(line.row, line.budget): line for line in reversed(table.lines)}.values())[::-1]
 
 
 def _limits(grids: Sequence[pd.DataFrame]) -> tuple[float, float]:
@@ -324,7 +346,7 @@ def _curve(records: Sequence[Record], task: str) -> pd.Series | None:
     """Mean loss over a line's runs on a task, by step."""
     found = []
     for record in records:
-        frame = read(record.curves) if record.spec.task.id == task else None
+        frame = read(partial(record.curves, ("step", "loss"))) if record.spec.task.id == task else None
         if frame is not None and {"step", "loss"} <= set(frame.columns):
             found.append(frame.set_index("step")["loss"].replace([np.inf, -np.inf], np.nan))
     if not found:

@@ -51,6 +51,8 @@ def run_command(study: Study, scale: str, cell: Cell) -> str:
     only = [f"table={cell.table}", f"task={spec.task.id}", f"method={cell.row}", f"seed={spec.seed}"]
     if cell.rank is not None:
         only.append(f"rank={cell.rank}")
+    if len(study.edition(scale).tables[cell.table].rates(cell.row)) > 1:
+        only.append(f"rate={spec.recipe.learning_rate:g}")
     return " ".join([command(study, scale), *(f"--only {key}" for key in only)])
 
 

@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -54,6 +54,13 @@ class Sheet:
     words: frozenset[int] = field(default=frozenset({0}))
     aside: frozenset[int] = frozenset()
     blocks: frozenset[int] = frozenset()
+
+    def shortened(self, most: int) -> Sheet:
+        """The sheet with its first `most` rows for a page, and a note on where the others are; `data` stays whole."""
+        if len(self.rows) <= most:
+            return self
+        note = f"The first {most} of {len(self.rows):,} rows; tables/{self.name}.csv has them all."
+        return replace(self, rows=self.rows[:most], notes=(*self.notes, note))
 
     def csv(self) -> str:
         """The numbers in long form as CSV with a header line."""

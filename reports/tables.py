@@ -10,9 +10,12 @@ import statistics as plain
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reports import numbers
 from suite import registry, statistics
@@ -37,7 +40,8 @@ LONGEST_TITLE = 22
 class Line:
     """One line of a table: a row of the study at one budget (empty: it has no size).
 
-    `label` is the row's name, and the budget's where there are several.
+    `label` is the row's name, with the budget where there are several, and the learning rate where the row has several
+    (otherwise `rate` is None).
     """
 
     row: str
@@ -45,10 +49,12 @@ class Line:
     label: str
     budget: str = ""
     rank: int | None = None
+    rate: float | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.row}@{self.rank or self.budget}" if self.budget else self.row
+        key = f"{self.row}@{self.rank or self.budget}" if self.budget else self.row
+        return key if self.rate is None else f"{key}@{self.rate:g}"
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,8 @@ class _Builder:
         self.averages: dict[str, tuple[str, ...]] = {}
         self.values: dict[tuple[str, str], Value] = {}
         self.outcomes: dict[tuple[str, str], dict[int, Outcomes]] = {}
+        # Items as the last run of a column had them, where each stands when they are sorted, and they sorted.
+        self.orders: dict[str, tuple[NDArray[Any], NDArray[np.integer[Any]], pd.Index]] = {}
 
     def build(self) -> StudyTable:
         columns = tuple(column for task in self.tasks for column in self._columns(task))
@@ -272,26 +280,29 @@ class _Builder:
     def _line(self, cell: Cell) -> Line:
         name, budget = self.study.rows[cell.row].label, budget_name(cell)
         label = f"{name}, {budget}" if budget and self.several else name
-        return Line(cell.row, name, label, budget, cell.rank)
+        rate = cell.spec.recipe.learning_rate if len(self.table.rates(cell.row)) > 1 else None
+        return Line(cell.row, name, label if rate is None else f"{label}, {rate:g}", budget, cell.rank, rate)
 
     def _lines(self) -> tuple[Line, ...]:
-        """Those without a budget first, then budget by budget, each in the order of the study's rows."""
+        """Those without a budget first, then budget by budget, each in the order of the study's rows and rates."""
         found = {line.key: line for line in map(self._line, self.cells)}
         rows = list(self.table.rows)
         budgets = list(dict.fromkeys(["", *map(budget_name, self.cells)]))
         return tuple(sorted(found.values(), key=lambda x: (budgets.index(x.budget), rows.index(x.row))))
 
     def _reference(self, line: Line) -> Line:
-        """The reference row at the line's own budget; for lines without one, at the last."""
+        """The reference row at the line's own budget (for lines without one, at the last), and of several learning rates at
+        the line's own, or else at the first: none is chosen by its score."""
         same = [x for x in self.lines if x.row == self.table.reference]
         if not same:  # a plan cut by --only may lack it
             name = self.study.rows[self.table.reference].label
             return Line(self.table.reference, name, name, line.budget, line.rank)
-        return next((x for x in same if x.budget == line.budget), same[-1])
+        budget = line.budget if any(x.budget == line.budget for x in same) else same[-1].budget
+        same = [x for x in same if x.budget == budget]
+        return next((x for x in same if x.rate == line.rate), same[0])
 
     def _records(self, key: str, task: str | None = None) -> list[Record]:
-        cells = [cell for (line, of), found in self.by_place.items() if line == key and task in (None, of)
-                 for cell in found]
+        cells = [cell for of in (self.tasks if task is None else [task]) for cell in self.by_place.get((key, of), ())]
         return [self.records[c.spec.id] for c in cells if c.spec.id in self.records]
 
     def _columns(self, task: str) -> list[Column]:
@@ -342,7 +353,7 @@ class _Builder:
             record = self.records.get(cell.spec.id)
             if record is None or record.score is None:
                 continue
-            frame = read(record.predictions)
+            frame = read(partial(record.predictions, ("item", "correct", "part")))
             if frame is None or not {"item", "correct"} <= set(frame.columns):
                 self.broken.append(record.id)
                 continue
@@ -350,8 +361,18 @@ class _Builder:
                 own = column.task == task and (column.part is None or "part" in frame)
                 if own:
                     rows = frame if column.part is None else frame[frame["part"] == column.part]
-                    right = rows.groupby("item")["correct"].mean()
-                    self.outcomes.setdefault((line.key, column.id), {})[cell.spec.seed] = right
+                    self.outcomes.setdefault((line.key, column.id), {})[cell.spec.seed] = self._by_item(column.id, rows)
+
+    def _by_item(self, column: str, rows: pd.DataFrame) -> pd.Series:
+        """Share of right answers by item. Runs that answered the same items share one index: it is most of the memory."""
+        items = rows["item"].to_numpy()
+        known = self.orders.get(column)
+        if known is not None and np.array_equal(known[0], items):
+            return pd.Series(rows["correct"].to_numpy(dtype=float)[known[1]], index=known[2], name="correct")
+        right = rows.groupby("item")["correct"].mean()
+        if len(right) == len(rows):
+            self.orders[column] = (items, rows["item"].argsort(kind="stable").to_numpy(), right.index)
+        return right
 
     def _difference(self, line: Line, other: Line, column: str) -> Difference | None:
         """Line minus other over what both have: paired by item, or by seed where predictions are lacking."""

@@ -25,9 +25,11 @@ FAILED, WRONG, INTERRUPTED = 1, 2, 130
 StudyName = Annotated[str, typer.Argument(help="A built-in study (`suite list studies`) or the path of a study file.")]
 ScaleName = Annotated[str, typer.Option("--scale", help="desk (CPU, minutes), bench (one GPU) or paper.")]
 Only = Annotated[list[str] | None, typer.Option(
-    "--only", help="Only some runs: key=value[,value] with key table, task, method, rank, budget or seed. May be repeated.")]
+    "--only", help="Only some runs: key=value[,value] with key table, task, method, rank, budget, rate (learning rate) "
+                   "or seed. May be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Executor = Literal["local", "ray"]
+Pack = Annotated[str, typer.Option("--pack", help="Runs trained together over one frozen base: auto, or a number.")]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
 
@@ -87,7 +89,7 @@ def plan(
     base: Annotated[str | None, typer.Option(help="What it would be on another base (`suite list bases`).")] = None,
     budget: Annotated[str | None, typer.Option(
         help="What it would be at another budget: rank=8, 300k, 0.5% or lora@8.")] = None,
-    as_json: AsJson = False,
+    pack: Pack = "auto", as_json: AsJson = False,
 ) -> None:
     """Show runs, packs, trained parameters, expected time and memory. Nothing is executed, no weights are loaded."""
     from suite import plan as planning
@@ -96,7 +98,8 @@ def plan(
     found = studies.load(study)
     if base or budget:
         found = studies.supposing(found, scale, base, _budget(budget))
-    made = planning.make(found, _scale(scale), studies.cells(found, scale, only or ()))
+    made = planning.make(found, _scale(scale), studies.cells(found, scale, only or ()), _pack(pack),
+                         machine=planning.local(_scale(scale)))
     if as_json:
         _dump(made.as_json())
         return
@@ -105,14 +108,39 @@ def plan(
         if runs:
             header, rows = planning.summary(runs)
             _table(header, rows, title=f"{table.title} (base {table.base})")
+    if made.packs:
+        _table(*planning.pack_table(made), title=f"Packs for {made.workers} worker{'s' if made.workers > 1 else ''}")
     Console(width=_wide()).print(Text(planning.sentence(made)))
+
+
+@app.command()
+def calibrate(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+    """Measure how fast this machine trains packs of each size, for the bases and batches of a study. Plans use it."""
+    import torch
+
+    from suite import calibration
+    from suite import study as studies
+
+    found = studies.load(study)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made = []
+    for spec in calibration.representatives(studies.unique(studies.cells(found, _scale(scale), only or ()))):
+        made.append(calibration.measure(spec, device))
+        calibration.save(made[-1])
+    if as_json:
+        _dump([{**vars(one), "workload": vars(one.workload), "knee": one.knee} for one in made])
+        return
+    rows = [[one.workload.name, ", ".join(f"{size}: {speed:,.0f}" for size, speed in one.speeds.items()), one.knee,
+             f"{one.flops / 1e9:,.0f}"] for one in made]
+    _table(["workload", "tokens per second by pack size", "knee", "Gflop/s alone"], rows,
+           title=f"Packed training on {calibration.machine(device)['name']}")
 
 
 @app.command()
 def run(
     study: StudyName, scale: ScaleName = "desk", only: Only = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: one per core, or per GPU).")] = None,
-    pack: Annotated[int, typer.Option(min=1, help="Runs trained together over one frozen base.")] = 1,
+    pack: Pack = "auto",
     executor: Annotated[Executor, typer.Option(help="Processes of this machine, or a Ray cluster.")] = "local",
     ray_address: Annotated[str | None, typer.Option(
         envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head, or auto (default: a cluster of its own here).")] = None,
@@ -130,7 +158,7 @@ def run(
     cells = studies.cells(found, scale, only or ())
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
     console = Console(stderr=True, highlight=False)
-    result = sweep.run(found, _scale(scale), cells, workers, pack, console, executor, ray_address)
+    result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address)
     if report and not result.interrupted and not result.stopped:
         _report(found, scale, cells, None, as_json)
     elif as_json:
@@ -307,6 +335,14 @@ def _budget(text: str | None) -> Any:
         return Budget.read(text) if text else None
     except ValueError:
         raise UserError(f"--budget {text}: write rank=8, 300k, 0.5% or lora@8") from None
+
+
+def _pack(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UserError(f"--pack {text}: use auto, or a number from 1")
 
 
 def _scale(name: str) -> Any:

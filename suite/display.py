@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suite.executor import Event
-from suite.records import Record
+from suite.records import Record, Status
 from suite.specs import RunSpec
 
 _STYLE = {"finished": "green", "skipped": "dim", "diverged": "yellow", "failed": "red"}
@@ -39,7 +39,7 @@ class Display:
         self.before = done
         self.left = {spec.id for spec in todo}
         self.total = len(todo)
-        self.ended: dict[str, Record] = {}
+        self.ended: dict[str, Status] = {}  # no records: they would fill the memory of a long sweep
         self.at_work: dict[int, Event] = {}
         self.worked = 0.0  # planned seconds of what has ended
         self.began = time.monotonic()
@@ -74,7 +74,7 @@ class Display:
 
     def failed(self) -> int:
         """How many runs of this call failed."""
-        return sum(record.status == "failed" for record in self.ended.values())
+        return sum(status == "failed" for status in self.ended.values())
 
     def seconds_left(self) -> float | None:
         """Expected seconds until all is done; None until the pace is known."""
@@ -84,7 +84,7 @@ class Display:
         return pace * sum(self.expected.get(run, 0.0) for run in self.left)
 
     def _end(self, worker: int, record: Record) -> None:
-        self.ended[record.id] = record
+        self.ended[record.id] = record.status
         self.left.discard(record.id)
         self.at_work.pop(worker, None)
         self.worked += self.expected.get(record.id, 0.0)

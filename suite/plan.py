@@ -5,14 +5,16 @@ Everything here comes from shapes and task sizes; no weights and no data are loa
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
-from suite import bases, limits, records, registry
+from suite import bases, calibration, environment, limits, records, registry
 from suite.bases import Base
-from suite.method import Layer, Method, Shapes
+from suite.calibration import Calibration
+from suite.method import Layer, Shapes
 from suite.specs import RunSpec
 from suite.study import Cell, Scale, Study, unique
 from suite.task import Task
@@ -25,7 +27,8 @@ class Machine:
     `flops`: assumed effective rate of one worker, in floating-point operations per second, by precision.
     `overhead`: resident bytes of an idle worker. `start_seconds`: tokenising, attaching and saving, per run.
     `layer_seconds`: the least that a training step spends on one linear layer, however small. `capacity`:
-    bytes that one worker may use (None: not known).
+    bytes that one worker may use (None: not known). `device`: what was measured on it here is used (None: this is
+    another machine, and all is assumed).
     """
 
     name: str
@@ -35,6 +38,7 @@ class Machine:
     start_seconds: float
     layer_seconds: float = 0.0
     capacity: float | None = None
+    device: Literal["cpu", "cuda"] | None = None
 
 
 _CPU = {"float32": 8e10, "bfloat16": 3e10}
@@ -49,6 +53,28 @@ MACHINES: dict[Scale, Machine] = {
     "paper": Machine("one H100-class GPU", 1, _GPU, 1.5e9, 20.0, 3e-4, 80e9),
 }
 
+
+def local(scale: Scale, workers: int | None = None, run: bool = False) -> Machine:
+    """The machine at hand, for planning what runs here. A scale that is meant for another kind of machine is planned for
+    that one, unless it is to `run` here all the same."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    meant = MACHINES[scale]
+    if gpu and (run or meant.layer_seconds):
+        found = MACHINES["bench"] if not meant.layer_seconds else meant
+        return replace(found, name=torch.cuda.get_device_name(), workers=workers or 1, device="cuda",
+                       capacity=torch.cuda.get_device_properties(0).total_memory / (workers or 1))
+    if not gpu and (run or not meant.layer_seconds):
+        count = workers or environment.cores()
+        name = "two CPU cores" if count == 2 else f"{count} CPU core{'s' if count > 1 else ''}"
+        return replace(MACHINES["desk"], name=name, workers=count, device="cpu",
+                       capacity=environment.memory_bytes() / count)
+    return meant
+
+
+#: Share of a worker's memory that a pack may be expected to fill.
+FILLED = 0.8
 #: Items are batched by length: the longest batch is taken to have this many times the mean length.
 LONGEST = 2
 
@@ -57,16 +83,22 @@ LONGEST = 2
 class Estimate:
     """Expected cost of one run that rides alone: seconds on one worker, and peak bytes of that worker.
 
-    `common` is the part of `memory` that runs of one pack share (worker and base). `gradients` names the
-    gradient estimate that the run asks for, and `gradient_seconds` is what making it takes; runs that ask for
-    the same share it, so it is not part of `seconds`.
+    `start`: seconds that every run takes for itself. `phases`: of training and scoring, the seconds of computing, which
+    add up in a pack, and of launching, which a pack pays once. `common` is the part of `memory` that runs of one pack share
+    (worker and base). `gradients` names the gradient estimate that the run asks for, and `gradient_seconds` is what making
+    it takes; runs that ask for the same share it, so it is not part of `seconds`.
     """
 
-    seconds: float
+    start: float
     memory: float
     common: float = 0.0
+    phases: tuple[tuple[float, float], ...] = ()
     gradients: tuple[object, ...] | None = None
     gradient_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.start + sum(max(phase) for phase in self.phases)
 
 
 @dataclass(frozen=True)
@@ -99,14 +131,39 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
+class PackKind:
+    """Runs that may ride together, how they were packed, and why in packs of that size.
+
+    `limit`: `measured` (the knee that was measured here), `assumed` (the knee that is taken without a measurement),
+    `memory`, `workers` (every worker gets a share), `runs` (all of them fit into one pack), `structure` (the method runs
+    alone) or `asked` (`--pack`). `seconds` and `memory` are those of the largest pack.
+    """
+
+    base: str
+    task: str
+    method: str
+    batch_tokens: int
+    runs: int
+    packs: int
+    size: int
+    limit: str
+    knee: int
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All cells in order, the packs of runs still to do, and totals."""
+    """All cells in order, the packs of runs still to do, and totals. `rates` says where rates and knees come from."""
 
     study: str
     scale: str
     machine: str
+    workers: int
+    rates: str
     runs: list[PlannedRun]
     packs: list[list[str]]
+    kinds: list[PackKind]
     seconds: float  # wall clock for what is left, all workers busy
     memory: float  # peak bytes of all workers together
 
@@ -115,55 +172,128 @@ class Plan:
         return asdict(self)
 
 
-def make(
-    study: Study, scale: Scale, cells: Sequence[Cell], pack_size: int = 1, workers: int | None = None
-) -> Plan:
-    """Plan the given cells of a study."""
-    machine = MACHINES[scale]
+@dataclass(frozen=True)
+class _Facts:
+    """What runs have in common that differ in seed and learning rate alone."""
+
+    skip: str | None
+    trainable: int
+    share: float
+    size: str | None
+    structure: Hashable
+    estimate: Estimate
+    measured: Calibration | None
+    knee: int
+
+
+@dataclass
+class _Group:
+    """Runs that may ride together."""
+
+    specs: list[RunSpec] = field(default_factory=list)
+    size: int = 1
+    limit: str = "structure"
+
+
+def make(study: Study, scale: Scale, cells: Sequence[Cell], pack_size: int | None = 1, workers: int | None = None,
+         machine: Machine | None = None) -> Plan:
+    """Plan the given cells of a study, for the scale's machine unless another is named. `pack_size` None lets the planner
+    choose."""
+    machine = machine or MACHINES[scale]
     workers = workers or machine.workers
     specs = unique(cells)
-    known = records.load_many(spec.id for spec in specs)
-    estimates = _with_gradients(specs, machine)
+    known = {run_id: record.status for run_id, record in records.each(spec.id for spec in specs)}
+    facts = _facts(specs, machine)
+    estimates = _with_gradients(specs, {spec.id: facts[spec.id].estimate for spec in specs})
     runs = []
     for cell in cells:
         spec = cell.spec
-        method, task = registry.method(spec.method.id), registry.task(spec.task.id)
-        base = bases.get(spec.base.id)
-        shapes = bases.shapes(base, task)
-        config = method.Config.model_validate(spec.method.config)
-        skip = method.skip(base.kind, task.kind) or spec.unmet
-        head = shapes.head if method.trains != "nothing" else 0
-        total = 0 if spec.unmet else method.trainable(config, shapes) + head
-        record = known.get(spec.id)
-        expected = estimates[spec.id]
+        found, expected = facts[spec.id], estimates[spec.id]
         runs.append(PlannedRun(
             id=spec.id, table=cell.table, row=cell.row, label=study.rows[cell.row].label,
             method=spec.method.id, base=spec.base.id, task=spec.task.id, rank=cell.rank, seed=spec.seed,
-            budget=spec.budget.label if spec.budget else None, size=_size(method, config, spec),
-            learning_rate=spec.recipe.learning_rate, trainable=total, share=total / shapes.parameters,
-            status=record.status if record else "planned", skip=skip,
+            budget=spec.budget.label if spec.budget else None, size=found.size,
+            learning_rate=spec.recipe.learning_rate, trainable=found.trainable, share=found.share,
+            status=known.get(spec.id, "planned"), skip=found.skip,
             seconds=expected.seconds, memory=expected.memory,
             fits=machine.capacity is None or expected.memory <= machine.capacity,
         ))
-    left = [spec for spec in specs if spec.id not in known or known[spec.id].status not in records.DONE]
-    packed = packs(left, pack_size, estimates)
-    seconds = [sum(estimates[spec.id].seconds for spec in pack) for pack in packed]
-    peaks = [_pack_memory([estimates[spec.id] for spec in pack]) for pack in packed]
-    return Plan(study=study.id, scale=scale, machine=machine.name, runs=runs,
-                packs=[[spec.id for spec in pack] for pack in packed],
-                seconds=max([sum(seconds) / workers, *seconds]), memory=sum(sorted(peaks)[-workers:]))
+    left = [spec for spec in specs if known.get(spec.id) not in records.DONE]
+    groups = _groups(left, facts)
+    share = sum(estimates[spec.id].seconds for spec in left) / workers
+    made: list[tuple[list[RunSpec], float, float]] = []  # with seconds and bytes
+    kinds = []
+    for group in groups:
+        _size(group, pack_size, share, facts, estimates, machine)
+        parts = -(-len(group.specs) // group.size)
+        even = -(-len(group.specs) // parts) if pack_size is None else group.size
+        own = [group.specs[i:i + even] for i in range(0, len(group.specs), even)]
+        cost = [(pack, _pack_seconds([estimates[spec.id] for spec in pack], facts[pack[0].id].measured),
+                 _pack_memory([estimates[spec.id] for spec in pack])) for pack in own]
+        made += cost
+        first = group.specs[0]
+        kinds.append(PackKind(
+            base=first.base.id, task=first.task.id, method=first.method.id,
+            batch_tokens=calibration.workload(first).tokens, runs=len(group.specs), packs=len(own), size=even,
+            limit=group.limit, knee=facts[first.id].knee, seconds=max(seconds for _, seconds, _ in cost),
+            memory=max(memory for *_, memory in cost)))
+    packed = _ordered(made)
+    seconds = [seconds for _, seconds, _ in packed]
+    peaks = sorted(memory for *_, memory in packed)
+    return Plan(study=study.id, scale=scale, machine=machine.name, workers=workers, rates=_rates(facts, left), runs=runs,
+                packs=[[spec.id for spec in pack] for pack, *_ in packed], kinds=kinds,
+                seconds=max([sum(seconds) / workers, *seconds]), memory=sum(peaks[-workers:]))
 
 
-def _with_gradients(specs: Sequence[RunSpec], machine: Machine) -> dict[str, Estimate]:
+def _facts(specs: Sequence[RunSpec], machine: Machine) -> dict[str, _Facts]:
+    """Facts by run; what seed and learning rate do not change is found out once."""
+    known: dict[Hashable, _Facts] = {}
+    measured: dict[calibration.Workload, Calibration | None] = {}
+    found: dict[str, _Facts] = {}
+    for spec in specs:
+        key = (*spec.packing_key, json.dumps(spec.method.config, sort_keys=True))
+        if key not in known:
+            workload = calibration.workload(spec)
+            if machine.device is not None and workload not in measured:
+                measured[workload] = calibration.load(workload, machine.device)
+            known[key] = _facts_of(spec, machine, measured.get(workload))
+        found[spec.id] = known[key]
+    return found
+
+
+def _facts_of(spec: RunSpec, machine: Machine, measured: Calibration | None) -> _Facts:
+    method, task = registry.method(spec.method.id), registry.task(spec.task.id)
+    base = bases.get(spec.base.id)
+    shapes = bases.shapes(base, task)
+    config = method.Config.model_validate(spec.method.config)
+    head = shapes.head if method.trains != "nothing" else 0
+    total = 0 if spec.unmet else method.trainable(config, shapes) + head
+    expected = estimate(spec, machine, measured)
+    return _Facts(
+        skip=method.skip(base.kind, task.kind) or spec.unmet, trainable=total, share=total / shapes.parameters,
+        size=None if method.size is None or spec.unmet else f"{method.size} {getattr(config, method.size)}",
+        structure=method.structure(config) if method.packs else None, estimate=expected, measured=measured,
+        knee=measured.knee if measured else _assumed_knee(expected))
+
+
+def _assumed_knee(expected: Estimate) -> int:
+    """Without a measurement: as many runs as it takes until a training step computes as long as it launches. A CPU launches
+    nothing, so there it is 1."""
+    computing, launching = expected.phases[0] if expected.phases else (0.0, 0.0)
+    wanted = math.ceil(launching / computing) if computing else 1
+    return min(calibration.LARGEST, max(1, wanted))
+
+
+def _with_gradients(specs: Sequence[RunSpec], alone: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """Estimates by run; the first run that asks for a gradient estimate pays for it."""
     found: dict[str, Estimate] = {}
     made: set[tuple[object, ...]] = set()
     for spec in specs:
-        alone = estimate(spec, machine)
-        if alone.gradients is not None and alone.gradients not in made:
-            made.add(alone.gradients)
-            alone = replace(alone, seconds=alone.seconds + alone.gradient_seconds)
-        found[spec.id] = alone
+        own = alone[spec.id]
+        if own.gradients is not None and own.gradients not in made:
+            made.add(own.gradients)
+            own = replace(own, start=own.start + own.gradient_seconds)
+        found[spec.id] = own
     return found
 
 
@@ -173,23 +303,71 @@ def _pack_memory(pack: Sequence[Estimate]) -> float:
     return common + sum(one.memory - one.common for one in pack)
 
 
-def packs(specs: Sequence[RunSpec], size: int, estimates: dict[str, Estimate]) -> list[list[RunSpec]]:
-    """Group runs that may train together into packs of at most `size`, dearest base and pack first."""
-    groups: dict[tuple[Hashable, ...], list[RunSpec]] = {}
+def _pack_seconds(pack: Sequence[Estimate], measured: Calibration | None) -> float:
+    """Expected seconds of a pack. Computing adds up, at the speed that was measured for packs of this size; launching is
+    paid once."""
+    gain = measured.gain(len(pack)) if measured else 1.0
+    phases = [max(sum(computing for computing, _ in phase) / gain, max(launching for _, launching in phase))
+              for phase in zip(*(one.phases for one in pack), strict=True)]
+    return sum(one.start for one in pack) + sum(phases)
+
+
+def _groups(specs: Sequence[RunSpec], facts: Mapping[str, _Facts]) -> list[_Group]:
+    """Runs that may ride together, in order."""
+    groups: dict[Hashable, _Group] = {}
     for spec in specs:
-        alone = size == 1 or not registry.method(spec.method.id).packs
-        groups.setdefault((spec.id,) if alone else (*spec.packing_key, _structure(spec)), []).append(spec)
-    made = [part for group in groups.values() for i in range(0, len(group), size) for part in limits.cut(group[i:i + size])]
+        key = (*spec.packing_key, facts[spec.id].structure)
+        groups.setdefault(key, _Group()).specs.append(spec)
+    return list(groups.values())
+
+
+def _size(group: _Group, asked: int | None, share: float, facts: Mapping[str, _Facts], estimates: Mapping[str, Estimate],
+          machine: Machine) -> None:
+    """Set a group's pack size to the least of what speaks against more, and name that. `share`: seconds per worker."""
+    first = facts[group.specs[0].id]
+    if not registry.method(group.specs[0].method.id).packs:
+        return
+    learned = limits.most(group.specs[0])  # from a pack that ran out of memory
+    if asked is not None:
+        group.size, group.limit = (asked, "asked") if learned is None or asked <= learned else (learned, "memory")
+        return
+    if first.skip:
+        group.size, group.limit = len(group.specs), "runs"  # nothing but a record is made
+        return
+    own = [estimates[spec.id] for spec in group.specs]
+    against = [(len(group.specs), "runs"), (first.knee, "measured" if first.measured else "assumed")]
+    if machine.capacity is not None:
+        each = max(one.memory - one.common for one in own)
+        room = FILLED * machine.capacity - max(one.common for one in own)
+        against.append((int(room // each) if each > 0 else len(own), "memory"))
+    if learned is not None:
+        against.append((learned, "memory"))
+    against.append((math.ceil(share * len(own) / max(1e-9, sum(one.seconds for one in own))), "workers"))
+    size, group.limit = min(against, key=lambda limit: limit[0])
+    group.size = max(1, size)
+
+
+def _ordered(made: Sequence[tuple[list[RunSpec], float, float]]) -> list[tuple[list[RunSpec], float, float]]:
+    """Packs with the dearest base first, so that a worker keeps its base, and of one base the longest first."""
     by_base: dict[str, float] = {}
-    for pack in made:
-        seconds = max(estimates[spec.id].seconds for spec in pack)
+    for pack, seconds, _ in made:
         by_base[pack[0].base.id] = max(seconds, by_base.get(pack[0].base.id, 0.0))
-    cost = {pack[0].id: sum(estimates[spec.id].seconds for spec in pack) for pack in made}
-    return sorted(made, key=lambda pack: (-by_base[pack[0].base.id], -cost[pack[0].id]))
+    return sorted(made, key=lambda one: (-by_base[one[0][0].base.id], -one[1]))
 
 
-def estimate(spec: RunSpec, machine: Machine) -> Estimate:
-    """Expected seconds and peak bytes of one run, from counts of operations and scalars.
+def _rates(facts: Mapping[str, _Facts], left: Sequence[RunSpec]) -> str:
+    """Where the rates and knees of a plan come from."""
+    found = [facts[spec.id].measured for spec in left]
+    dates = sorted({one.date for one in found if one is not None})
+    if not dates:
+        return "assumed"
+    here = f"measured here on {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "")
+    return f"{here}, and assumed for what was not measured" if any(one is None for one in found) else here
+
+
+def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = None) -> Estimate:
+    """Expected seconds and peak bytes of one run, from counts of operations and scalars. What was `measured` of the run's
+    workload on this machine takes the place of the assumed rate, launching included.
 
     Operations per token, with N = scalars of the linear layers that see it and P = trained scalars: a forward
     pass 2N + 2P, an adapter's step 4N + 6P, full fine-tuning 6N, a gradient estimate 6N. A training step
@@ -223,10 +401,12 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
     N = sum(x.in_features * x.out_features for x in layers)
     tokens = min(task.mean_tokens, recipe.max_length)
 
-    def seconds(items: int, batch: int, tokens: int, operations: int, passes: float) -> float:
-        """What items of so many tokens take, computing or launching layers, whichever is longer."""
-        launching = math.ceil(items / batch) * passes * machine.layer_seconds * len(shapes.layers)
-        return max(items * tokens * operations / machine.flops[recipe.precision], launching)
+    flops = measured.flops if measured else machine.flops[recipe.precision]
+
+    def phase(items: int, batch: int, tokens: int, operations: int, passes: float) -> tuple[float, float]:
+        """Seconds of computing and of launching that items of so many tokens take."""
+        launching = 0.0 if measured else math.ceil(items / batch) * passes * machine.layer_seconds * len(shapes.layers)
+        return items * tokens * operations / flops, launching
 
     train = _items(task, "train", spec.task.train) * recipe.epochs
     scored = _items(task, evaluation.split, spec.task.test)
@@ -238,8 +418,8 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
         "head": (2 * N, 1 / 3),
         "nothing": (0, 0.0),
     }[trains]
-    run = machine.start_seconds + seconds(train, recipe.batch_size, tokens, step, passes)
-    run += seconds(scored, evaluation.batch_size, tokens + answer, 2 * N + 2 * trained, (1 + answer) / 3)
+    phases = (phase(train, recipe.batch_size, tokens, step, passes),
+              phase(scored, evaluation.batch_size, tokens + answer, 2 * N + 2 * trained, (1 + answer) / 3))
 
     width = 4 if recipe.precision == "float32" else 2
     common = machine.overhead + (0 if trains == "base" else width * shapes.parameters)
@@ -251,13 +431,13 @@ def estimate(spec: RunSpec, machine: Machine) -> Estimate:
     if base.kind == "causal" and trains != "nothing":
         kept += 12 * base.config["vocab_size"]
     largest = recipe.batch_size * min(recipe.max_length, LONGEST * task.mean_tokens)
-    found = Estimate(run, common + method.bytes_per_scalar * trained + largest * kept, common)
+    found = Estimate(machine.start_seconds, common + method.bytes_per_scalar * trained + largest * kept, common, phases)
 
     batches, size = getattr(config, "batches", None), getattr(config, "batch_size", None)
     if batches and size:  # the sample behind a gradient estimate
         sample = (batches, size, getattr(config, "gradient_seed", 0))
         key = (spec.base.id, spec.task.model_dump_json(), recipe.max_length, recipe.precision, *sample)
-        cost = seconds(batches * size, size, tokens, 6 * N, 1.0)
+        cost = max(phase(batches * size, size, tokens, 6 * N, 1.0))
         found = replace(found, gradients=key, gradient_seconds=cost)
     return found
 
@@ -283,11 +463,6 @@ def _items(task: Task, split: str, most: int | None) -> int:
     return min(task.sizes[split], most or task.sizes[split])
 
 
-def _structure(spec: RunSpec) -> Hashable:
-    method = registry.method(spec.method.id)
-    return method.structure(method.Config.model_validate(spec.method.config))
-
-
 def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:
     """One line per row and budget: the size that it comes to, runs, rate, trained parameters, time and memory of one run."""
     groups: dict[tuple[str, str | None], list[PlannedRun]] = {}
@@ -302,7 +477,7 @@ def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:
         notes = [run.skip or "more memory than the machine has" for run in found if run.skip or not run.fits]
         rows.append([
             found[0].label, budget or "—", found[0].size or "—", len(found), todo,
-            f"{found[0].learning_rate:g}",
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(run.learning_rate for run in found)),
             f"{trained[0]:,}" if len(trained) == 1 else f"{trained[0]:,} to {trained[-1]:,}",
             f"{_short(100 * max(run.share for run in found))} %",
             _short(sum(run.seconds for run in found) / len(found) / 60),
@@ -311,8 +486,26 @@ def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:
     return header, rows
 
 
-def _size(method: Method[Any], config: Any, spec: RunSpec) -> str | None:
-    return None if method.size is None or spec.unmet else f"{method.size} {getattr(config, method.size)}"
+#: What keeps packs from being larger, in words.
+LIMITS = {
+    "measured": "knee measured here", "assumed": "knee assumed", "memory": "memory", "workers": "one share per worker",
+    "runs": "all its runs", "structure": "method runs alone", "asked": "as asked",
+}
+
+
+def pack_table(plan: Plan) -> tuple[list[str], list[list[object]]]:
+    """One line per kind of runs that may ride together and limit: runs, packs, their size and why, seconds and memory."""
+    groups: dict[tuple[object, ...], list[PackKind]] = {}
+    for kind in plan.kinds:
+        key = (kind.base, kind.task, kind.method, kind.batch_tokens, kind.limit, kind.knee)
+        groups.setdefault(key, []).append(kind)
+    header = ["method", "task", "base", "runs", "packs", "pack size", "limited by", "knee", "minutes a pack", "GiB"]
+    rows: list[list[object]] = []
+    for (base, task, method, _, limit, knee), found in groups.items():
+        rows.append([method, task, base, sum(kind.runs for kind in found), sum(kind.packs for kind in found),
+                     max(kind.size for kind in found), LIMITS[str(limit)], knee,
+                     _short(max(kind.seconds for kind in found) / 60), _short(max(kind.memory for kind in found) / 2**30)])
+    return header, rows
 
 
 def sentence(plan: Plan) -> str:
@@ -323,7 +516,7 @@ def sentence(plan: Plan) -> str:
     return (
         f"{len({run.id for run in plan.runs})} runs, {todo} to do in {len(plan.packs)} packs. Expected on "
         f"{plan.machine}: {time}, {plan.memory / 2**30:.1f} GiB at the peak. Times and memory are estimates "
-        "from counts of operations and scalars."
+        f"from counts of operations and scalars; rates and knees: {plan.rates}."
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -139,19 +139,20 @@ class Record(Part):
     def folder(self) -> Path:
         return folder(self.id)
 
-    def curves(self) -> pd.DataFrame | None:
-        """Columns step, loss, gradient_norm, learning_rate; None when the run has none.
+    def curves(self, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
+        """Columns step, loss, gradient_norm, learning_rate, or those asked for; None when the run has none.
 
         Raises `OSError` or `ValueError` when the file is damaged.
         """
-        return _table(self.folder / "curves.parquet")
+        return _table(self.folder / "curves.parquet", columns)
 
-    def predictions(self) -> pd.DataFrame | None:
-        """Columns item, expected, predicted, correct (and, for generation, prompt and output); None when absent.
+    def predictions(self, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
+        """Columns item, expected, predicted, correct (and, for generation, prompt and output), or those asked for that are
+        there; None when absent.
 
         Raises `OSError` or `ValueError` when the file is damaged.
         """
-        return _table(self.folder / "predictions.parquet")
+        return _table(self.folder / "predictions.parquet", columns)
 
 
 def folder(run_id: str) -> Path:
@@ -237,8 +238,15 @@ def load(run_id: str) -> Record | None:
 
 def load_many(run_ids: Iterable[str]) -> dict[str, Record]:
     """The records that exist among `run_ids`."""
-    found = {run_id: load(run_id) for run_id in run_ids}
-    return {run_id: record for run_id, record in found.items() if record is not None}
+    return dict(each(run_ids))
+
+
+def each(run_ids: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    """The records that exist among `run_ids`, one at a time, so that a large study need not fit into memory."""
+    for run_id in run_ids:
+        record = load(run_id)
+        if record is not None:
+            yield run_id, record
 
 
 def is_done(run_id: str) -> bool:
@@ -247,5 +255,11 @@ def is_done(run_id: str) -> bool:
     return record is not None and record.status in DONE
 
 
-def _table(path: Path) -> pd.DataFrame | None:
-    return pd.read_parquet(path) if path.exists() else None
+def _table(path: Path, columns: Sequence[str] | None) -> pd.DataFrame | None:
+    """A parquet file, read without the search for a data set of many files that `pd.read_parquet` begins with."""
+    from pyarrow.parquet import ParquetFile
+
+    if not path.exists():
+        return None
+    with ParquetFile(path, memory_map=False) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False).to_pandas()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -173,12 +174,23 @@ class RunSpec(Frozen):
     engine: int = ENGINE_VERSION
     unmet: str | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of the canonical JSON of this spec. How its budget was worded is left out: what
         the budget led to stands in the method's config."""
         without = {"budget"} if self.unmet is not None else {"budget", "unmet"}
         return digest(self.model_dump(mode="json", exclude=without))[:12]
+
+    def __copy__(self) -> Self:
+        """A copy that `model_copy` may change: it does not know its id yet."""
+        copied = super().__copy__()
+        copied.__dict__.pop("id", None)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        copied.__dict__.pop("id", None)
+        return copied
 
     @property
     def packing_key(self) -> tuple[str, ...]:

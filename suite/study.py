@@ -34,6 +34,10 @@ Scale = Literal["desk", "bench", "paper"]
 SCALES: tuple[Scale, ...] = ("desk", "bench", "paper")
 
 
+#: Several learning rates of one row: an axis of the sweep, like its budgets and seeds.
+Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+
 class PaperRef(Frozen):
     title: str
     arxiv: str | None = None
@@ -57,7 +61,8 @@ class PublishedRef(Frozen):
 
 
 class Table(Frozen):
-    """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row; `train` is a number of
+    """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row, with
+    one rate or several (a run for each); `train` is a number of
     items, or one per task. `sizes` gives rows the size that their paper has, in place of what a budget solves for.
     `unmet`: what becomes of a method that cannot have a budget: the study is refused, or its runs are recorded as
     skipped, with the reason."""
@@ -72,7 +77,7 @@ class Table(Frozen):
     train: PositiveInt | dict[str, PositiveInt] | None = None
     test: PositiveInt | None = None
     recipe: Recipe
-    learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
+    learning_rates: dict[str, PositiveFloat | Rates] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sizes: dict[str, PositiveInt] = Field(default_factory=dict)
     unmet: Literal["refuse", "skip"] = "refuse"
@@ -83,6 +88,11 @@ class Table(Frozen):
     def items(self, task: str) -> int | None:
         """Training items of a task (None: all)."""
         return self.train.get(task) if isinstance(self.train, dict) else self.train
+
+    def rates(self, row: str) -> tuple[float, ...]:
+        """The learning rates of a row, in the order of the file."""
+        given = self.learning_rates.get(row, self.recipe.learning_rate)
+        return given if isinstance(given, tuple) else (given,)
 
     @model_validator(mode="after")
     def _reference_is_a_row(self) -> Table:
@@ -99,6 +109,9 @@ class Table(Frozen):
             values = getattr(self, key)
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} must not name anything twice")
+        for row in self.learning_rates:
+            if len(set(self.rates(row))) != len(self.rates(row)):
+                raise ValueError(f"learning_rates.{row} must not name anything twice")
         return self
 
 
@@ -179,10 +192,10 @@ def load(name: str) -> Study:
 
 
 def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
-    """Every cell of a study at a scale, in the order of the file: table, task, budget, row, seed.
+    """Every cell of a study at a scale, in the order of the file: table, task, budget, row, learning rate, seed.
 
     `only` holds filters `key=value[,value]` with key table, task, method (row or method id), rank, budget (as written:
-    rank=8, lora@8, 0.5%, 300000) or seed.
+    rank=8, lora@8, 0.5%, 300000), rate (learning rate) or seed.
     Methods without a size appear once, not once per budget. Raises `UserError` on a wrong method option or filter.
     """
     filters = [_filter(text) for text in only]
@@ -230,8 +243,11 @@ def resolve_method(row: Row, extra: dict[str, Any], where: str) -> tuple[Any, An
 def _cells(study: Study, scale: str) -> Iterator[Cell]:
     for table_id, table in study.edition(scale).tables.items():
         base = bases.get(table.base)
+        base_ref = BaseRef(id=base.id, revision=base.revision)
+        recipes: dict[float, Recipe] = {}
         for task_id in table.tasks:
             task = registry.task(task_id)
+            task_ref = TaskRef(id=task.id, version=task.version, train=table.items(task.id), test=table.test)
             for position, budget in enumerate(table.budgets):
                 for row_id in table.rows:
                     row = study.rows[row_id]
@@ -247,19 +263,18 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                         if table.unmet == "refuse":
                             raise
                         sized, unmet = config, str(error.__cause__ or error)
-                    rate = table.learning_rates.get(row_id, table.recipe.learning_rate)
-                    for seed in table.seeds if method.trains != "nothing" else table.seeds[:1]:
-                        yield Cell(table_id, row_id, RunSpec(
-                            base=BaseRef(id=base.id, revision=base.revision),
-                            task=TaskRef(id=task.id, version=task.version, train=table.items(task.id), test=table.test),
-                            method=MethodRef(id=method.id, version=method.version,
-                                             config=sized.model_dump(mode="json")),
-                            budget=budget if method.size is not None else None,
-                            recipe=table.recipe.model_copy(update={"learning_rate": rate}),
-                            evaluation=table.evaluation,
-                            seed=seed,
-                            unmet=unmet,
-                        ))
+                    reference = MethodRef(id=method.id, version=method.version, config=sized.model_dump(mode="json"))
+                    rates, seeds = table.rates(row_id), table.seeds
+                    if method.trains == "nothing":
+                        rates, seeds = rates[:1], seeds[:1]
+                    for rate in rates:
+                        if rate not in recipes:
+                            recipes[rate] = table.recipe.model_copy(update={"learning_rate": rate})
+                        for seed in seeds:  # what runs have in common is one object: a large study stays small
+                            yield Cell(table_id, row_id, RunSpec(
+                                base=base_ref, task=task_ref, method=reference,
+                                budget=budget if method.size is not None else None,
+                                recipe=recipes[rate], evaluation=table.evaluation, seed=seed, unmet=unmet))
 
 
 def _sized(method: Any, config: Any, budget: Budget, size: int | None, shapes: Any, where: str) -> Any:
@@ -329,8 +344,8 @@ def _check_published(reference: PublishedRef, study: Study, where: str) -> None:
 
 def _filter(text: str) -> tuple[str, set[str]]:
     key, separator, values = text.partition("=")
-    if not separator or key not in ("table", "task", "method", "rank", "budget", "seed"):
-        raise UserError(f"--only {text}: write key=value with key table, task, method, rank, budget or seed")
+    if not separator or key not in ("table", "task", "method", "rank", "budget", "rate", "seed"):
+        raise UserError(f"--only {text}: write key=value with key table, task, method, rank, budget, rate or seed")
     return key, set(values.split(","))
 
 
@@ -341,6 +356,7 @@ def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
         "method": (cell.row, cell.spec.method.id),
         "rank": (str(cell.rank),),
         "budget": (str(cell.spec.budget and cell.spec.budget.text),),
+        "rate": (f"{cell.spec.recipe.learning_rate:g}",),
         "seed": (str(cell.spec.seed),),
     }
 

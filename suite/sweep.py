@@ -61,17 +61,18 @@ class SweepResult:
         return f"{made} runs in {duration(self.seconds)}: {counts}.{tail}"
 
 
-def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, pack: int,
+def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, pack: int | None,
         console: Console, on: Literal["local", "ray"] = "local", ray_address: str | None = None) -> SweepResult:
     """Run every cell that has no record, on this machine or a Ray cluster (see `ray_executor.Ray` for its address), show
-    how it goes on `console`, and bring MLflow in line.
+    how it goes on `console`, and bring MLflow in line. `pack`: how many runs train together (None: as many as the planner
+    finds best).
 
     Raises `UserError` before anything starts when the results folder cannot be written, a base or data set cannot be
     had, or there is no Ray to run on. When results can no longer be kept, the sweep ends and the result says why.
     """
     _writable()
     device, count, threads = _workers(workers)
-    made = plan.make(found, scale, cells, pack_size=pack, workers=count)
+    made = plan.make(found, scale, cells, pack_size=pack, machine=plan.local(scale, count, run=True))
     by_id = {spec.id: spec for spec in study.unique(cells)}
     todo = [by_id[run_id] for group in made.packs for run_id in group]
     result = SweepResult(before=len(by_id) - len(todo))
@@ -108,8 +109,8 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
             result.stopped = str(error)
             tracker.leave()
     result.seconds = time.monotonic() - began
-    result.made = dict(Counter(record.status for record in display.ended.values()))
-    done = sum(record.status in records.DONE for record in display.ended.values())
+    result.made = dict(Counter(display.ended.values()))
+    done = sum(status in records.DONE for status in display.ended.values())
     result.left = len(todo) - done if result.stopped else sum(not records.is_done(spec.id) for spec in todo)
     return result
 
@@ -134,10 +135,9 @@ class RunState:
 def status(found: Study, cells: Sequence[Cell]) -> list[RunState]:
     """Where every cell stands; `running` when some `suite run` on this file system holds it."""
     held = ledger.holders()  # asked first: a run that ends meanwhile has its record
-    known = records.load_many(cell.spec.id for cell in cells)
     states = []
     for cell in cells:
-        record = known.get(cell.spec.id)
+        record = records.load(cell.spec.id)
         state: str = record.status if record else "missing"
         beat = held.get(cell.spec.id)
         if beat is not None and (record is None or record.status == "failed"):
@@ -164,7 +164,10 @@ def summary(states: Sequence[RunState]) -> tuple[list[str], list[list[Any]]]:
 def name(found: Study, cell: Cell) -> str:
     """What a run is called in front of people."""
     size = f" r={cell.rank}" if cell.rank else ""
-    return f"{found.rows[cell.row].label}{size} on {cell.spec.task.id}, seed {cell.spec.seed}"
+    several = any(len(table.rates(cell.row)) > 1 for edition in found.scales.values()
+                  for name, table in edition.tables.items() if name == cell.table)
+    rate = f", rate {cell.spec.recipe.learning_rate:g}" if several else ""
+    return f"{found.rows[cell.row].label}{size} on {cell.spec.task.id}{rate}, seed {cell.spec.seed}"
 
 
 class _Tracker:

@@ -78,7 +78,9 @@ class View:
         """`<row label>/<task>/r8/seed0`: what differs comes first, because MLflow cuts long names short."""
         cell = self.cells[0]
         size = [f"r{cell.rank}"] if cell.rank is not None else []
-        return "/".join([self.label, cell.spec.task.id, *size, f"seed{cell.spec.seed}"])
+        several = len(self.study.edition(self.scale).tables[cell.table].rates(cell.row)) > 1
+        rate = [f"lr{cell.spec.recipe.learning_rate:g}"] if several else []
+        return "/".join([self.label, cell.spec.task.id, *size, *rate, f"seed{cell.spec.seed}"])
 
     @property
     def content(self) -> str:

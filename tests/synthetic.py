@@ -107,8 +107,8 @@ def cells(of: Study, scale: str = "desk") -> list[Cell]:
                     if position and not sized:
                         continue
                     config = {"rank": rank(budget), **of.rows[row].options} if sized else {}
-                    rate = table.learning_rates.get(row, table.recipe.learning_rate)
-                    for seed in table.seeds if method != "untouched" else table.seeds[:1]:
+                    places = [(rate, seed) for rate in table.rates(row) for seed in table.seeds]
+                    for rate, seed in places if method != "untouched" else places[:1]:
                         found.append(Cell(table_id, row, RunSpec(
                             base=BaseRef(id=table.base, revision="1"),
                             task=TaskRef(id=task, version=1, train=table.items(task), test=table.test),

@@ -112,7 +112,7 @@ def test_status_says_what_is_running_and_when_it_last_showed_life(monkeypatch: p
     (("plan", "nonsense"), "unknown study 'nonsense'"),
     (("plan", "gora", "--scale", "moon"), "--scale moon: use desk, bench or paper"),
     (("run", "gora", "--only", "method=dora9"), "--only method=dora9"),
-    (("status", "gora", "--only", "colour=red"), "write key=value with key table, task, method, rank, budget or seed"),
+    (("status", "gora", "--only", "colour=red"), "write key=value with key table, task, method, rank, budget, rate or seed"),
     (("export", "0123456789ab"), "no such run has a record"),
     (("export", "0123456789ab", "--format", "gguf"), "--format gguf: use peft, merged, sparse, tensor or own"),
     (("ui", "--host", "0.0.0.0"), "use 127.0.0.1 or localhost"),

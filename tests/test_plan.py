@@ -231,7 +231,7 @@ def test_a_pack_holds_one_base_and_everything_else_once_per_run() -> None:
     assert [len(pack) for pack in together.packs] == [3]
     common = IDLE + 4 * 222_903_552
     assert together.memory == pytest.approx(common + 3 * (alone.memory - common))
-    assert together.seconds == pytest.approx(alone.seconds)
+    assert together.seconds - 3 * 20 < (alone.seconds - 3 * 20) / 2  # 20 s to start each; its steps launch once for all
 
 
 def test_a_plan_takes_at_least_as_long_as_its_longest_pack() -> None:

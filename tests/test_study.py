@@ -580,8 +580,8 @@ def test_a_scale_that_the_study_does_not_have_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("only", "sentence"),
     [
-        ("method", "--only method: write key=value with key table, task, method, rank, budget or seed"),
-        ("methods=lora", "--only methods=lora: write key=value with key table, task, method, rank, budget or seed"),
+        ("method", "--only method: write key=value with key table, task, method, rank, budget, rate or seed"),
+        ("methods=lora", "--only methods=lora: write key=value with key table, task, method, rank, budget, rate or seed"),
         (
             "method=lora,dora",
             "--only method=dora: study tiny at desk has method base, full, gora, gora-ranks, lora "
