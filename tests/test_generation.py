@@ -127,21 +127,22 @@ def test_a_pack_answers_at_once_what_each_of_its_runs_answers_alone(task: Task, 
                                                                     model: Any, tokenizer: Any) -> None:
     layers = tuple(bases.layer_of(name, module) for name, module in model.model.named_modules(prefix="model")
                    if bases.adaptable(module))
-    starts = [Start(LoRA.Config(rank=rank), seed) for seed, rank in enumerate((1, 3, 2))]
+    starts = [Start(LoRA.Config(rank=rank), seed) for seed, rank in enumerate((1, 3))]
     packed = Packed(model, registry.method("lora"), Shapes(layers, 0), starts)
     draw = torch.Generator().manual_seed(0)
-    for parameter, _ in packed.parameters():
-        parameter.data += torch.randn(parameter.shape, generator=draw)
+    for run in range(2):
+        for tensor in packed.state(run).values():
+            tensor.add_(torch.randn(tensor.shape, generator=draw), alpha=0.3)
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        together = evaluate_pack(model, 3, tokenizer, task, items, decode, batch_size=3)
+        together = evaluate_pack(model, 2, tokenizer, task, items, decode, batch_size=3)
         at_once = len(calls)
         apart = []
-        for run in range(3):
+        for run in range(2):
             with packed.alone(run) as solo:
                 apart.append(evaluate_text(solo, tokenizer, task, items, decode, batch_size=3))
-    assert at_once < (len(calls) - at_once) / 2
+    assert at_once < len(calls) - at_once
     for mine, other in zip(together, apart, strict=True):
         assert mine.decode == other.decode
         if decode is None:
@@ -149,8 +150,9 @@ def test_a_pack_answers_at_once_what_each_of_its_runs_answers_alone(task: Task, 
                 assert row == pytest.approx(likelihoods, abs=1e-4)
         columns = [name for name in mine.predictions if name != "likelihoods"]
         pd.testing.assert_frame_equal(mine.predictions[columns], other.predictions[columns])
-    answers = [tuple(one.predictions["predicted" if decode is None else "output"]) for one in together]
-    assert len(set(answers)) == 3  # the runs differ, so an answer in the wrong place would show
+    column = "likelihoods" if decode is None else "output"
+    answers = [str([one if decode else [round(x) for x in one] for one in given.predictions[column]]) for given in together]
+    assert len(set(answers)) == 2  # the runs differ, so an answer in the wrong place would show
 
 
 @pytest.mark.parametrize(("target", "output", "right"), [
