@@ -81,7 +81,8 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Module, rows: int) -> Tensor:
-        losses, gradients = [], []
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
         for piece, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
             with torch.enable_grad():
                 own = piece.detach().requires_grad_()

@@ -69,7 +69,7 @@ def _kept_narrow(widened: Tensor, narrow: Tensor) -> Iterator[None]:
     def keep(tensor: Tensor) -> Tensor | tuple[tuple[int, ...], tuple[int, ...], int]:
         if tensor.untyped_storage().data_ptr() != storage or tensor.dtype != dtype:
             return tensor
-        return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
     def give(kept: Tensor | tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:
         # The layout is that of `widened`, so a view of it (a transpose, a column) is the same view of this copy.
