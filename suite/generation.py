@@ -10,13 +10,14 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from suite import hub
 from suite.specs import Decode
@@ -33,13 +34,21 @@ class Answered:
 
 def evaluate_text(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], decode: Decode | None,
                   batch_size: int) -> Answered:
-    """Answer every item, by generation or by ranking its choices, and score it by the task's `lm-eval` file.
+    """`evaluate_pack` for a model of one run."""
+    (answered,) = evaluate_pack(model, 1, tokenizer, task, items, decode, batch_size)
+    return answered
+
+
+def evaluate_pack(model: Any, runs: int, tokenizer: Any, task: Task, items: Sequence[Item], decode: Decode | None,
+                  batch_size: int) -> list[Answered]:
+    """Answer every item, by generation or by ranking its choices, and score it by the task's `lm-eval` file, for every
+    run of a pack.
 
     Args:
-        model: a Transformers model with `generate`, in evaluation mode.
+        model: a Transformers model with `generate`, in evaluation mode, whose batches are run-major.
         items: prompts (`text`) and expected answers (`target`), or `choices` of which `label` is right.
         decode: how to generate; None for tasks whose choices are ranked by their likelihood.
-        batch_size: prompts answered together, padded on the left.
+        batch_size: prompts of each run answered together, padded on the left.
 
     Raises `RuntimeError` when `generate` was called with another policy than `decode`, or an item has no answer.
     """
@@ -57,13 +66,20 @@ def evaluate_text(model: Any, tokenizer: Any, task: Task, items: Sequence[Item],
         config = {**config, "dataset_kwargs": {**config["dataset_kwargs"], "cache_dir": scratch}}  # type: ignore[dict-item]
         if decode is not None:
             config["generation_kwargs"] = {**config["generation_kwargs"], **_arguments(decode)}  # type: ignore[dict-item]
-        language_model = _language_model(model, tokenizer, batch_size)
+        language_model = _language_model(model, runs, tokenizer, batch_size)
+        found = []
         with _policy(model, tokenizer, decode):
-            found = simple_evaluate(model=language_model, tasks=[config], bootstrap_iters=0, log_samples=True,
-                                    task_manager=TaskManager(include_defaults=False))
-    assert found is not None
+            for run in range(runs):
+                language_model.run = run
+                found.append(simple_evaluate(model=language_model, tasks=[config], bootstrap_iters=0, log_samples=True,
+                                             task_manager=TaskManager(include_defaults=False)))
     name = str(config["task"])
-    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+    return [_answered(one["samples"][name], name, task, items, decode, language_model.called) for one in found]
+
+
+def _answered(samples: list[dict[str, Any]], name: str, task: Task, items: Sequence[Item], decode: Decode | None,
+              called: dict[str, Any] | None) -> Answered:
+    samples = sorted(samples, key=lambda sample: sample["doc_id"])
     if [sample["doc"]["id"] for sample in samples] != [item.id for item in items]:
         raise RuntimeError(f"lm-eval scored {len(samples)} items of {name} where {len(items)} were asked for")
     table = pd.DataFrame({"item": [item.id for item in items]})
@@ -75,12 +91,13 @@ def evaluate_text(model: Any, tokenizer: Any, task: Task, items: Sequence[Item],
         table["likelihoods"] = likelihoods
         return Answered(table, {"scoring": "the likeliest choice"})
     assert decode is not None
+    assert called is not None
     table["expected"] = [str(item.target).strip() for item in items]
     table["predicted"] = [_text(sample["filtered_resps"]) for sample in samples]
     table["correct"] = [bool(sample[task.metric]) for sample in samples]
     table["prompt"] = [item.text for item in items]
     table["output"] = [_text(sample["resps"]) for sample in samples]
-    return Answered(table, _applied(language_model.called, decode))
+    return Answered(table, _applied(called, decode))
 
 
 def _arguments(decode: Decode) -> dict[str, Any]:
@@ -92,18 +109,65 @@ def _arguments(decode: Decode) -> dict[str, Any]:
     return arguments
 
 
-def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """lm-eval's wrapper of a model in memory, which also notes what `generate` is called with."""
+def _language_model(model: Any, runs: int, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's wrapper of a model in memory, which also notes what `generate` is called with.
+
+    lm-eval asks for one run after the other (`run`). The first time, its requests are answered for the whole pack, one
+    batch at a time: the model is called once, on that batch for every run, and lm-eval reads each run's part of what
+    came out as if it had called for it.
+    """
     from lm_eval.models.huggingface import HFLM
 
-    class Noting(HFLM):
-        called: dict[str, Any]
+    class OfPack(HFLM):
+        called: dict[str, Any] | None = None
+        run = 0
+        _all: list[list[Any]] | None = None  # answers of every run
+        _outputs: list[Sequence[Tensor]]  # of every call for the batch at hand, every run's part
+        _calls: Iterator[Sequence[Tensor]] | None = None  # the same, while a later run reads them
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            return self._together(requests, lambda some: super(OfPack, self).generate_until(some, disable_tqdm))
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            return self._together(requests, lambda some: super(OfPack, self).loglikelihood(some, disable_tqdm))
+
+        def _together(self, requests: list[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
+            if runs == 1:
+                return answer(requests)
+            if self._all is None:
+                order = sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0]))
+                self._all = [[None] * len(requests) for _ in range(runs)]
+                for start in range(0, len(order), batch_size):
+                    chosen = order[start:start + batch_size]
+                    self._outputs = []
+                    for run, answers in enumerate(self._all):
+                        self._calls = iter(self._outputs) if run else None
+                        self.run = run
+                        for i, given in zip(chosen, answer([requests[i] for i in chosen]), strict=True):
+                            answers[i] = given
+                self.run = 0
+            return self._all[self.run]
+
+        def _part(self, call: Callable[[], Tensor]) -> Tensor:
+            if self._calls is None:
+                self._outputs.append(call().chunk(runs))
+                return self._outputs[-1][0]
+            return next(self._calls)[self.run]
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **arguments: Any) -> Any:
             self.called = {key: value for key, value in arguments.items() if key != "attention_mask"}
-            return super()._model_generate(context, max_length, stop, **arguments)
+            if runs == 1:
+                return super()._model_generate(context, max_length, stop, **arguments)
+            mask = arguments.pop("attention_mask").repeat(runs, 1)
+            return self._part(lambda: super(OfPack, self)._model_generate(
+                context.repeat(runs, 1), max_length, stop, attention_mask=mask, **arguments))
 
-    return Noting(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+            if runs == 1:
+                return super()._model_call(inps, attn_mask, labels)
+            return self._part(lambda: super(OfPack, self)._model_call(inps.repeat(runs, 1)))
+
+    return OfPack(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 @contextmanager

@@ -46,13 +46,37 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         per_run = x.reshape(self.runs, -1, x.shape[-1])
-        if isinstance(self.adapter, WholeAdapter):
-            adapted = self.adapter.whole(per_run.to(self.wide))
-        else:
-            y = nn.functional.linear(per_run, weight_of(self.base))
-            adapted = self.adapter(per_run.to(self.wide), y.to(self.wide))
+        widened = per_run.to(self.wide)
+        with _kept_narrow(widened, per_run):
+            if isinstance(self.adapter, WholeAdapter):
+                adapted = self.adapter.whole(widened)
+            else:
+                y = nn.functional.linear(per_run, weight_of(self.base))
+                adapted = self.adapter(widened, y.to(self.wide))
         y = adapted.reshape(*x.shape[:-1], adapted.shape[-1]).to(x.dtype)
         return y if self.bias is None else y + self.bias
+
+
+@contextmanager
+def _kept_narrow(widened: Tensor, narrow: Tensor) -> Iterator[None]:
+    """What is kept of `widened` for the backward pass is `narrow`, one tensor for all layers that read it; it is widened
+    again there, exactly. Without this every adapted layer holds a float32 copy of its input."""
+    if widened.dtype == narrow.dtype:
+        yield
+        return
+    storage, dtype, narrow = widened.untyped_storage().data_ptr(), widened.dtype, narrow.detach()
+
+    def keep(tensor: Tensor) -> Tensor | tuple[tuple[int, ...], tuple[int, ...], int]:
+        if tensor.untyped_storage().data_ptr() != storage or tensor.dtype != dtype:
+            return tensor
+        return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+
+    def give(kept: Tensor | tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:
+        # The layout is that of `widened`, so a view of it (a transpose, a column) is the same view of this copy.
+        return kept if isinstance(kept, Tensor) else narrow.to(dtype).as_strided(*kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, give):
+        yield
 
 
 class Head(nn.Module):

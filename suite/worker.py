@@ -23,7 +23,7 @@ from suite import bases, checkpoint, data, environment, gradients, limits, metri
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
 from suite.errors import UserError
 from suite.faults import LostLeaseError, StorageError, full, out_of_memory, storage
-from suite.generation import evaluate_text
+from suite.generation import evaluate_pack, evaluate_text
 from suite.method import Context, GradientRequest, Method, Preparation, Shapes, Start
 from suite.packing import Head, Packed
 from suite.records import Data, Memory, Pack, Record, Score, Throughput, Timings, Trainable
@@ -67,7 +67,12 @@ class Worker:
     def __init__(self, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+        # Filling fresh memory adds nothing but time: nothing reads it before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.device = torch.device(device)
+        # Whether text is scored for a whole pack at once, unmerged, rather than run by run on merged weights. It hangs on
+        # the device alone, so that a solo run is scored as in a pack: merging into half precision rounds.
+        self.scores_together = self.device.type != "cpu"
         self.environment = environment.snapshot(device=device, threads=threads)
         self._bases: dict[tuple[str, str], bases.LoadedBase] = {}  # by id and precision
         self._encoded: dict[str, EncodedSet] = {}
@@ -298,13 +303,15 @@ class Worker:
         task = items.task
         scored = items.test if evaluation.split == "test" else items.validation
         if packed.head is None:
-            outcomes = []
-            for run in range(packed.runs):
-                with packed.merged(run) if packed.mergeable else packed.alone(run) as model:
-                    result = evaluate_text(model, loaded.tokenizer, task, scored, evaluation.decode,
-                                           evaluation.batch_size)
-                outcomes.append(Outcome.of(task, scored, result.predictions, result.decode))
-            return outcomes
+            asked = loaded.tokenizer, task, scored, evaluation.decode, evaluation.batch_size
+            if self.scores_together and packed.method.packs:
+                answered = evaluate_pack(packed.model, packed.runs, *asked)
+            else:
+                answered = []
+                for run in range(packed.runs):
+                    with packed.merged(run) if packed.mergeable else packed.alone(run) as model:
+                        answered.append(evaluate_text(model, *asked))
+            return [Outcome.of(task, scored, given.predictions, given.decode) for given in answered]
 
         encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
         predicted = torch.zeros(packed.runs, len(encoded), dtype=torch.long)

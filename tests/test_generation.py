@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from suite import generation
-from suite.generation import evaluate_text
+from methods.lora import LoRA
+from suite import bases, generation, registry
+from suite.generation import evaluate_pack, evaluate_text
+from suite.method import Shapes, Start
+from suite.packing import Packed
 from suite.specs import Decode
 from suite.task import Item, Source, Splits, Task
 from tasks.asdiv import Asdiv
@@ -112,6 +116,43 @@ def test_choices_are_ranked_by_their_likelihood(model: Any, tokenizer: Any) -> N
             assert row.likelihoods == pytest.approx(expected, abs=1e-5)
             assert row.predicted == expected.index(max(expected))
             assert row.correct == (row.predicted == 1)
+
+
+CHOICES = [Item(id=f"letters/{i}", text=text, choices=(" 3", " 8 2", " 5 5 1"), label=1)
+           for i, text in enumerate(["a b", "c", "b b a c", "a"])]
+
+
+@pytest.mark.parametrize(("task", "items", "decode"), [(Asdiv(), ITEMS, DECODE), (Letters(), CHOICES, None)])
+def test_a_pack_answers_at_once_what_each_of_its_runs_answers_alone(task: Task, items: list[Item], decode: Decode | None,
+                                                                    model: Any, tokenizer: Any) -> None:
+    layers = tuple(bases.layer_of(name, module) for name, module in model.model.named_modules(prefix="model")
+                   if bases.adaptable(module))
+    starts = [Start(LoRA.Config(rank=rank), seed) for seed, rank in enumerate((1, 3))]
+    packed = Packed(model, registry.method("lora"), Shapes(layers, 0), starts)
+    draw = torch.Generator().manual_seed(0)
+    for run in range(2):
+        for tensor in packed.state(run).values():
+            tensor.add_(torch.randn(tensor.shape, generator=draw), alpha=0.3)
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        together = evaluate_pack(model, 2, tokenizer, task, items, decode, batch_size=3)
+        at_once = len(calls)
+        apart = []
+        for run in range(2):
+            with packed.alone(run) as solo:
+                apart.append(evaluate_text(solo, tokenizer, task, items, decode, batch_size=3))
+    assert at_once < len(calls) - at_once
+    for mine, other in zip(together, apart, strict=True):
+        assert mine.decode == other.decode
+        if decode is None:
+            for row, likelihoods in zip(mine.predictions["likelihoods"], other.predictions["likelihoods"], strict=True):
+                assert row == pytest.approx(likelihoods, abs=1e-4)
+        columns = [name for name in mine.predictions if name != "likelihoods"]
+        pd.testing.assert_frame_equal(mine.predictions[columns], other.predictions[columns])
+    column = "likelihoods" if decode is None else "output"
+    answers = [str([one if decode else [round(x) for x in one] for one in given.predictions[column]]) for given in together]
+    assert len(set(answers)) == 2  # the runs differ, so an answer in the wrong place would show
 
 
 @pytest.mark.parametrize(("target", "output", "right"), [

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from methods.lora import Factors, LoRA, LowRank
 from suite import registry
@@ -209,3 +210,36 @@ def test_on_a_bfloat16_base_all_that_is_trained_and_the_loss_are_float32(arch: s
     assert trained.alive == [True, True]
     packed.detach()
     assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
+
+
+def test_an_adapted_layer_of_a_bfloat16_base_keeps_no_float32_input_and_its_gradients_are_those_of_float64() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 6, generator=draw).bfloat16().requires_grad_()
+    base = nn.Linear(6, 4, dtype=torch.bfloat16).requires_grad_(False)
+    factors = [Factors(torch.randn(3, 6, generator=draw), torch.randn(4, 3, generator=draw), 0.5) for _ in range(2)]
+    adapter = LowRank(factors)
+    widened: list[StorageWeakRef] = []
+    adapter.register_forward_pre_hook(lambda module, given: widened.append(StorageWeakRef(given[0].untyped_storage())))
+    y = AdaptedLinear(base, adapter, 2)(x)
+    upstream = torch.randn(y.shape, generator=draw).bfloat16()
+    assert widened[0].expired()
+    found = torch.autograd.grad(y, [adapter.A, adapter.B], upstream)
+
+    exact = LowRank(factors).double()
+    wide = exact(x.detach().double(), torch.zeros(2, 5, 4, dtype=torch.float64))
+    truth = torch.autograd.grad(wide, [exact.A, exact.B], upstream.double())
+    for mine, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_below_the_lowest_adapted_layer_nothing_is_kept_for_gradients() -> None:
+    base = tiny.build("llama")
+    packed = base.pack(METHOD, starts(2, target_modules=("1.self_attn.v_proj", "1.mlp.down_proj")))
+    asked: dict[str, bool] = {}
+    for name, module in base.model.named_modules():
+        if name.count(".") > 3:
+            module.register_forward_hook(lambda module, given, out, name=name: asked.__setitem__(name, out.requires_grad))
+    base.loss_of(packed)(base.batch()).sum().backward()
+    assert {name for name, needed in asked.items() if needed and ".0." in name} == set()
+    assert not asked["model.layers.1.self_attn.q_proj"]
+    assert asked["model.layers.1.self_attn.v_proj"]
