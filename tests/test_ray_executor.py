@@ -65,7 +65,7 @@ class Sweep:
     def left(self) -> list[str]:
         """Half-written runs and leftovers of this executor."""
         results = self.folder / "results"
-        return [path.name for path in (*results.glob("*ray-*"), *(results / "runs").glob(".*-*"))]
+        return [path.name for path in (*results.glob("*ray-*"), *(results / "runs" / ".drafts").glob("*"))]
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
