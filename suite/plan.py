@@ -15,6 +15,7 @@ from suite import bases, calibration, environment, limits, records, registry
 from suite.bases import Base
 from suite.calibration import Calibration
 from suite.method import Layer, Shapes
+from suite.objectives import CHUNK
 from suite.specs import RunSpec
 from suite.study import Cell, Scale, Study, unique
 from suite.task import Task
@@ -384,11 +385,10 @@ def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = Non
     - activations, for every token of the largest batch (`LONGEST` times the mean length, at most
       `max_length`): input and output of every linear layer at that width. In a BERT block these are 18
       scalars per hidden unit, 36 bytes in half precision, where Korthikanti et al. (2022, eq. 2) count 34
-      without the attention scores, which SDPA does not keep. An adapter on a bfloat16 base keeps its input in
-      float32 besides. Nothing is recomputed, and no batch is accumulated from parts. Where no gradient passes
-      through the base, one layer's activations are there at a time;
-    - for causal bases, 12 per token of that batch and entry of the vocabulary: logits, log-probabilities and
-      their gradient in float32, as if every position carried loss.
+      without the attention scores, which SDPA does not keep. Nothing is recomputed, and no batch is accumulated
+      from parts. Where no gradient passes through the base, one layer's activations are there at a time;
+    - for causal bases, 12 per token of that batch and entry of the vocabulary, as if every position carried loss, but for no
+      more than `objectives.CHUNK` of them: logits, log-probabilities and their gradient in float32.
     """
     base, task = bases.get(spec.base.id), registry.task(spec.task.id)
     method = registry.method(spec.method.id)
@@ -423,15 +423,14 @@ def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = Non
 
     width = 4 if recipe.precision == "float32" else 2
     common = machine.overhead + (0 if trains == "base" else width * shapes.parameters)
-    adapted = method.targets(config, shapes)
     if trains in ("adapter", "base", "foreign"):
-        kept = activations(layers, adapted, width)
+        kept = activations(layers, width)
     else:
-        kept = max((activations([x], [], width) for x in layers), default=0)
-    if base.kind == "causal" and trains != "nothing":
-        kept += 12 * base.config["vocab_size"]
+        kept = max((activations([x], width) for x in layers), default=0)
     largest = recipe.batch_size * min(recipe.max_length, LONGEST * task.mean_tokens)
-    found = Estimate(machine.start_seconds, common + method.bytes_per_scalar * trained + largest * kept, common, phases)
+    logits = 12 * min(largest * base.config["vocab_size"], CHUNK) if base.kind == "causal" and trains != "nothing" else 0
+    memory = common + method.bytes_per_scalar * trained + largest * kept + logits
+    found = Estimate(machine.start_seconds, memory, common, phases)
 
     batches, size = getattr(config, "batches", None), getattr(config, "batch_size", None)
     if batches and size:  # the sample behind a gradient estimate
@@ -442,10 +441,9 @@ def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = Non
     return found
 
 
-def activations(layers: Sequence[Layer], adapted: Sequence[Layer], width: int) -> int:
+def activations(layers: Sequence[Layer], width: int) -> int:
     """Bytes that training keeps per token (without logits), for a base of so many bytes per scalar."""
-    kept = sum(width * (x.in_features + x.out_features) for x in layers)
-    return kept + (sum(4 * x.in_features for x in adapted) if width < 4 else 0)
+    return sum(width * (x.in_features + x.out_features) for x in layers)
 
 
 def _busy(base: Base, task: Task, shapes: Shapes) -> Sequence[Layer]:

@@ -23,9 +23,11 @@ pytestmark = pytest.mark.slow
 
 # Runs the specs that it is given as JSON, each a pack of its own, and prints every event.
 DRIVER = """
-import json, sys
+import json, signal, sys
 from suite import executor
 from suite.specs import RunSpec
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background deaf to it
 
 def tell(event):
     status = event.record.status if event.record else ""

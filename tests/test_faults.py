@@ -21,7 +21,7 @@ import pytest
 import torch
 from test_executor import Driver, left, spec
 
-from suite import assets, executor, ledger, limits, paths, plan, records
+from suite import assets, executor, ledger, limits, paths, records
 from suite.faults import StorageError, full, out_of_memory
 from suite.specs import RunSpec
 
@@ -103,8 +103,6 @@ def test_a_limit_is_kept_for_its_kind_and_cuts_packs_evenly() -> None:
     assert [len(part) for part in limits.cut(pack)] == [3, 3, 1]
     other = pack[0].model_copy(update={"recipe": pack[0].recipe.model_copy(update={"max_length": 128})})
     assert limits.most(other) is None
-    estimates = {one.id: plan.estimate(one, plan.MACHINES["desk"]) for one in pack}
-    assert sorted(len(part) for part in plan.packs(pack, 7, estimates)) == [1, 3, 3]
 
 
 @pytest.fixture
