@@ -1,7 +1,8 @@
 """How fast this machine trains packs of each size, measured with real steps on real data, and kept.
 
 A workload is what the speed hangs on most: the base, its precision and the tokens of one step. For each, some steps of
-LoRA are timed at pack sizes 1, 2, 4 ... until doubling no longer pays: that size is the knee.
+LoRA are timed at pack sizes 1, 2, 4 ... until doubling no longer pays: that size is the knee. Studies whose precision is
+`auto` take the quicker of float32 and bfloat16, measured in the same way.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from suite import environment, paths, registry
 from suite.specs import RunSpec, digest
 
+Precision = Literal["float32", "bfloat16"]
 #: Doubling a pack must raise tokens per second by this share to be worth it.
 GAIN = 0.05
 #: No pack is larger than this.
@@ -95,12 +98,7 @@ def load(of: Workload, device: str) -> Calibration | None:
 
 def save(found: Calibration) -> None:
     """Keep a calibration, whole or not at all."""
-    target = _file(found.workload, found.machine["device"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=target.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(found), file, indent=1)
-    os.replace(draft, target)
+    _keep(_file(found.workload, found.machine["device"]), asdict(found))
 
 
 def representatives(specs: Sequence[RunSpec]) -> list[RunSpec]:
@@ -121,6 +119,81 @@ def measure(spec: RunSpec, device: str, seconds: float = 40.0) -> Calibration:
     """
     import torch
 
+    speeds: dict[int, float] = {}
+    with _threads(device):
+        once = _timed(spec, device)
+        began, size = time.monotonic(), 1
+        try:
+            once(1)  # the first steps of all are slower
+            while size <= LARGEST:
+                started = time.monotonic()
+                speeds[size] = max(once(size) for _ in range(REPEATS))
+                taken = time.monotonic() - started
+                settled = size > 1 and speeds[size] < (1 + GAIN) * speeds[size // 2]
+                if settled or time.monotonic() - began + 2 * taken > seconds:
+                    break
+                size *= 2
+        except (torch.OutOfMemoryError, MemoryError):
+            if not speeds:
+                raise
+    from suite import bases
+
+    lora, shapes = registry.method("lora"), bases.shapes(bases.get(spec.base.id), registry.task(spec.task.id))
+    linear = sum(layer.in_features * layer.out_features for layer in shapes.layers)
+    operations = 4 * linear + 6 * (lora.trainable(lora.Config(rank=8), shapes) + shapes.head)
+    return Calibration(workload(spec), speeds, speeds[1] * operations, time.strftime("%Y-%m-%d"), machine(device))
+
+
+def precision(base: str) -> Precision:
+    """The quicker precision of a base on this machine, as measured by `compare`. What is assumed where nothing was: float32
+    on a CPU, bfloat16 on a GPU that has it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    try:
+        speeds = json.loads(_precision_file(base).read_text(encoding="utf-8"))["speeds"]
+        return "bfloat16" if speeds["bfloat16"] > (1 + GAIN) * speeds["float32"] else "float32"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "float32"
+
+
+def compare(spec: RunSpec) -> dict[str, float]:
+    """Tokens per second of LoRA at this run's base, task and recipe on this CPU, in either precision, taking turns; kept,
+    and not measured again where it is known. Raises `UserError` when base or data cannot be had."""
+    target = _precision_file(spec.base.id)
+    if target.exists():
+        return dict(json.loads(target.read_text(encoding="utf-8"))["speeds"])
+    with _threads("cpu"):
+        ways = {name: _timed(spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"precision": name})}), "cpu")
+                for name in ("float32", "bfloat16")}
+        for once in ways.values():
+            once(1)  # the first steps of all are slower
+        speeds = dict.fromkeys(ways, 0.0)
+        for _ in range(REPEATS):
+            speeds = {name: max(speeds[name], once(1)) for name, once in ways.items()}
+    _keep(target, {"base": spec.base.id, "speeds": speeds, "date": time.strftime("%Y-%m-%d"), "machine": machine("cpu")})
+    return speeds
+
+
+@contextmanager
+def _threads(device: str) -> Iterator[None]:
+    """One thread on a CPU, as a worker has."""
+    import torch
+
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(spec: RunSpec, device: str) -> Callable[[int], float]:
+    """A function that trains a pack of a size for `STEPS` steps and gives its tokens per second."""
+    import torch
+
     from suite import bases, data, objectives
     from suite.batches import encode
     from suite.method import Start
@@ -129,9 +202,6 @@ def measure(spec: RunSpec, device: str, seconds: float = 40.0) -> Calibration:
 
     base, task, lora = bases.get(spec.base.id), registry.task(spec.task.id), registry.method("lora")
     recipe = spec.recipe.model_copy(update={"epochs": 1})
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)  # as a worker does
     loaded = bases.load(base, dtype=getattr(torch, recipe.precision))
     loaded.model.to(device)
     items = data.load(spec.task.model_copy(update={"train": STEPS * recipe.batch_size, "test": 1}))
@@ -139,7 +209,6 @@ def measure(spec: RunSpec, device: str, seconds: float = 40.0) -> Calibration:
     shapes, config = bases.shapes(base, task), lora.Config(rank=8)
 
     def once(size: int) -> float:
-        """Tokens per second of `STEPS` steps of a pack."""
         head = None
         if task.kind == "classification":
             head = Head(loaded.hidden_size, len(task.labels), size, ("calibration",)).to(device)
@@ -155,26 +224,21 @@ def measure(spec: RunSpec, device: str, seconds: float = 40.0) -> Calibration:
             packed.detach()
         return sum(trained.tokens) / trained.seconds
 
-    speeds: dict[int, float] = {}
-    began, size = time.monotonic(), 1
-    try:
-        once(1)  # the first steps of all are slower
-        while size <= LARGEST:
-            started = time.monotonic()
-            speeds[size] = max(once(size) for _ in range(REPEATS))
-            taken = time.monotonic() - started
-            settled = size > 1 and speeds[size] < (1 + GAIN) * speeds[size // 2]
-            if settled or time.monotonic() - began + 2 * taken > seconds:
-                break
-            size *= 2
-    except (torch.OutOfMemoryError, MemoryError):
-        if not speeds:
-            raise
-    finally:
-        torch.set_num_threads(threads)
-    linear = sum(layer.in_features * layer.out_features for layer in shapes.layers)
-    operations = 4 * linear + 6 * (lora.trainable(config, shapes) + shapes.head)
-    return Calibration(workload(spec), speeds, speeds[1] * operations, time.strftime("%Y-%m-%d"), machine(device))
+    return once
+
+
+def _keep(target: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=target.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+    os.replace(draft, target)
+
+
+def _precision_file(base: str) -> Path:
+    key = digest([base, machine("cpu")])[:16]
+    return paths.cache() / "calibration" / f"precision-{key}.json"
 
 
 def _file(of: Workload, device: str) -> Path:

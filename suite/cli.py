@@ -155,9 +155,10 @@ def run(
     from suite import sweep
 
     found = studies.load(study)
+    console = Console(stderr=True, highlight=False)
+    sweep.settle(found, _scale(scale), console)
     cells = studies.cells(found, scale, only or ())
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
-    console = Console(stderr=True, highlight=False)
     result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address)
     if report and not result.interrupted and not result.stopped:
         _report(found, scale, cells, None, as_json)

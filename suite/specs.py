@@ -32,6 +32,7 @@ class Recipe(Frozen):
 
     `learning_rate` is the peak; warm-up is linear over `warmup_ratio` of the steps; `cosine` and `linear` then fall
     to `final_lr_ratio` of the peak. `clip` bounds the global gradient norm of one run. `max_length` counts tokens.
+    `precision` is that of the frozen base; `auto`, in a study file, stands for the quicker one on this machine.
     """
 
     learning_rate: PositiveFloat
@@ -46,7 +47,7 @@ class Recipe(Frozen):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: PositiveFloat = 1e-8
     clip: PositiveFloat | None = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
 
 class Decode(Frozen):
@@ -173,6 +174,12 @@ class RunSpec(Frozen):
     seed: Annotated[int, Field(ge=0)]
     engine: int = ENGINE_VERSION
     unmet: str | None = None
+
+    @model_validator(mode="after")
+    def _is_resolved(self) -> RunSpec:
+        if self.recipe.precision == "auto":
+            raise ValueError("a run has a precision; auto is for study files")
+        return self
 
     @cached_property
     def id(self) -> str:

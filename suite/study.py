@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from suite import bases, paths, published, registry, yamlfile
+from suite import bases, calibration, paths, published, registry, yamlfile
 from suite.budget import fit
 from suite.errors import UserError, one_of
 from suite.specs import (
@@ -245,6 +245,9 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
         base = bases.get(table.base)
         base_ref = BaseRef(id=base.id, revision=base.revision)
         recipes: dict[float, Recipe] = {}
+        precision = table.recipe.precision
+        if precision == "auto":
+            precision = calibration.precision(base.id)
         for task_id in table.tasks:
             task = registry.task(task_id)
             task_ref = TaskRef(id=task.id, version=task.version, train=table.items(task.id), test=table.test)
@@ -269,7 +272,7 @@ def _cells(study: Study, scale: str) -> Iterator[Cell]:
                         rates, seeds = rates[:1], seeds[:1]
                     for rate in rates:
                         if rate not in recipes:
-                            recipes[rate] = table.recipe.model_copy(update={"learning_rate": rate})
+                            recipes[rate] = table.recipe.model_copy(update={"learning_rate": rate, "precision": precision})
                         for seed in seeds:  # what runs have in common is one object: a large study stays small
                             yield Cell(table_id, row_id, RunSpec(
                                 base=base_ref, task=task_ref, method=reference,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
-from suite import executor, ledger, paths, plan, records, study, supplies, tracking
+from suite import calibration, executor, ledger, paths, plan, records, study, supplies, tracking
 from suite.display import Display, duration
 from suite.errors import UserError
 from suite.faults import StorageError, storage
@@ -59,6 +59,23 @@ class SweepResult:
             return f"Nothing to run: all {self.before} runs of {study_id} at {scale} are there."
         tail = f" {again} tries the failed ones again." if self.failed else ""
         return f"{made} runs in {duration(self.seconds)}: {counts}.{tail}"
+
+
+def settle(found: Study, scale: Scale, console: Console) -> None:
+    """Measure, once for this machine, which precision is quicker for every base of a table that leaves it open (`auto`).
+
+    Raises `UserError` when a base or its data cannot be had.
+    """
+    import torch
+
+    for name, table in found.edition(scale).tables.items():
+        if table.recipe.precision == "auto" and not torch.cuda.is_available():
+            specs = calibration.representatives(study.unique(study.cells(found, scale, [f"table={name}"])))
+            for spec in specs[:1]:
+                supplies.fetch(*supplies.names([spec]), lambda text: console.print(Text(text, style="dim")))
+                speeds = calibration.compare(spec)
+                console.print(Text(f"{spec.base.id} here: " + ", ".join(
+                    f"{speed:,.0f} tokens/s in {way}" for way, speed in speeds.items()), style="dim"))
 
 
 def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, pack: int | None,

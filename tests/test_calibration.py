@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import scale
-from suite import calibration, plan, records, study, sweep
+from suite import calibration, paths, plan, records, study, sweep
 from suite.calibration import Calibration, Workload
 from suite.plan import Plan
 from suite.specs import RunSpec
@@ -181,3 +182,33 @@ def test_status_and_report_of_many_records_stay_quick_and_the_page_readable(tmp_
     assert len(page) < 3e6
     assert "The first 200 of 2,000 rows; tables/runs.csv has them all." in page
     assert len((tmp_path / "report" / "tables" / "runs.csv").read_text(encoding="utf-8").splitlines()) == 2001
+
+
+def test_a_run_never_has_an_open_precision() -> None:
+    one = cells()[0].spec
+    with pytest.raises(ValueError, match="auto is for study files"):
+        RunSpec.model_validate(one.model_dump() | {"recipe": one.recipe.model_dump() | {"precision": "auto"}})
+
+
+def test_an_open_precision_becomes_the_quicker_one_that_was_measured(tmp_path: Path) -> None:
+    content = yaml.safe_load((paths.studies() / "lorasc.yaml").read_text(encoding="utf-8"))
+    content["scales"]["desk"]["tables"]["transfer"]["recipe"]["precision"] = "auto"
+    file = tmp_path / "open.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+    def found() -> set[str]:
+        return {cell.spec.recipe.precision for cell in study.cells(study.load(str(file)), "desk")}
+
+    assert found() == {"float32"}  # nothing was measured on this CPU
+    calibration._keep(calibration._precision_file("minilm"), {"speeds": {"float32": 100.0, "bfloat16": 120.0}})
+    assert found() == {"bfloat16"}
+    calibration._keep(calibration._precision_file("minilm"), {"speeds": {"float32": 100.0, "bfloat16": 104.0}})
+    assert found() == {"float32"}  # not worth it
+
+
+@pytest.mark.slow
+def test_both_precisions_are_timed_once() -> None:
+    spec = cells()[0].spec
+    speeds = calibration.compare(spec)
+    assert min(speeds.values()) > 0
+    assert calibration.compare(spec) == speeds
