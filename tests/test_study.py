@@ -428,7 +428,7 @@ GORA = one_of(list(registry.method("gora").Config.model_fields))
         ),
         (
             put(*TABLE, "recipe", "precision", "float16"),
-            f"{AT}.recipe.precision: input should be 'float32' or 'bfloat16' (got 'float16')",
+            f"{AT}.recipe.precision: input should be 'float32', 'bfloat16' or 'auto' (got 'float16')",
         ),
         (
             put(*TABLE, "recipe", "warmup_ratio", 1),
