@@ -155,7 +155,7 @@ def test_ten_thousand_runs_are_planned_quickly() -> None:
 @pytest.mark.slow
 def test_a_real_calibration_measures_growing_packs_and_leaves_the_plan_with_its_date() -> None:
     (spec,) = calibration.representatives([cell.spec for cell in cells("method=lora", "rank=8", "seed=0")])
-    found = calibration.measure(spec, "cpu", seconds=15)
+    found = calibration.measure(spec, "cpu", seconds=60)
     assert {1, 2} <= set(found.speeds)
     assert 100 < found.speeds[1] < 1e6
     assert 1e9 < found.flops < 1e13
