@@ -169,9 +169,9 @@ def writing(run_id: str) -> Iterator[Path]:
     """
     ledger.check(run_id)
     try:
-        _drafts().mkdir(parents=True, exist_ok=True)
+        drafts().mkdir(parents=True, exist_ok=True)
         clear(run_id)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=_drafts()))
+        scratch = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=drafts()))
     except OSError as error:
         raise storage(error, paths.runs()) from error
     try:
@@ -190,11 +190,11 @@ def writing(run_id: str) -> Iterator[Path]:
 
 def clear(run_id: str) -> None:
     """Remove what a killed process left half-written of a run. Whoever calls holds the run's lease."""
-    for leftover in _drafts().glob(f"{run_id}-*"):
+    for leftover in drafts().glob(f"{run_id}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _drafts() -> Path:
+def drafts() -> Path:
     """Where folders are written before they become a run's: apart, so that looking for leftovers does not list all runs."""
     return paths.runs() / ".drafts"
 

@@ -102,9 +102,9 @@ class Driver:
 
 
 def left() -> list[str]:
-    """What stands in the folder of runs, leases among it."""
-    return sorted(path.name for folder in (paths.runs(), ledger.folder()) if folder.exists()
-                  for path in folder.iterdir() if path != ledger.folder())
+    """What stands in the folder of runs, leases and half-written runs among it."""
+    folders = paths.runs(), ledger.folder(), records.drafts()
+    return sorted(path.name for folder in folders if folder.exists() for path in folder.iterdir() if path not in folders)
 
 
 def claimed(run_id: str) -> bool:
