@@ -222,14 +222,14 @@ def outcome(run_id: str) -> tuple[Any, ...]:
 # On a disk of less than what one run leaves; then with room; then, where a disk can be mounted, when it may only be read.
 DISK = """
 mount -t tmpfs -o size=900k none "$SUITE_RESULTS" || exit 9
-"$@"; echo "code $?"; ls -A "$SUITE_RESULTS/runs" "$SUITE_RESULTS/runs/.leases"
+"$@"; echo "code $?"; ls -A "$SUITE_RESULTS/runs" "$SUITE_RESULTS/runs/.leases" "$SUITE_RESULTS/runs/.drafts"
 mount -o remount,size=64m "$SUITE_RESULTS"
 "$@"; echo "code $?"; find "$SUITE_RESULTS/runs" -name record.json
 mount -o remount,ro "$SUITE_RESULTS"
 "$@"; echo "code $?"
 """
 LIMIT = """
-(ulimit -f 800; "$@"); echo "code $?"; ls -A "$SUITE_RESULTS/runs" "$SUITE_RESULTS/runs/.leases"
+(ulimit -f 800; "$@"); echo "code $?"; ls -A "$SUITE_RESULTS/runs" "$SUITE_RESULTS/runs/.leases" "$SUITE_RESULTS/runs/.drafts"
 "$@"; echo "code $?"; find "$SUITE_RESULTS/runs" -name record.json
 chmod -w "$SUITE_RESULTS/runs"; echo "code 2"
 """
@@ -249,7 +249,7 @@ def test_a_full_disk_ends_the_sweep_with_a_sentence_and_it_goes_on_when_there_is
     done = subprocess.run([*shell, "sh", *command], capture_output=True, text=True, check=False, env=environment)
     first, second, third = [part.split("\n", 1) for part in f"\n{done.stdout}".split("\ncode ")[1:]]
     assert (first[0], second[0], third[0]) == ("1", "0", "2"), done.stderr
-    assert [line for line in first[1].splitlines() if line and not line.endswith(":")] == [".leases"], first
+    assert [line for line in first[1].splitlines() if line and not line.endswith(":")] == [".drafts", ".leases"], first
     assert second[1].count("record.json") == 1
     assert "there is no room left for" in done.stderr
     assert "0 runs are kept, 1 are left" in done.stderr
