@@ -229,7 +229,7 @@ mount -o remount,ro "$SUITE_RESULTS"
 "$@"; echo "code $?"
 """
 LIMIT = """
-(ulimit -f 800; "$@"); echo "code $?"; ls -A "$SUITE_RESULTS/runs" "$SUITE_RESULTS/runs/.leases" "$SUITE_RESULTS/runs/.drafts"
+(ulimit -f 800; "$@"); echo "code $?"; ls -A "$SUITE_RESULTS/runs"{,/.leases,/.drafts}
 "$@"; echo "code $?"; find "$SUITE_RESULTS/runs" -name record.json
 chmod -w "$SUITE_RESULTS/runs"; echo "code 2"
 """
