@@ -8,10 +8,8 @@ LoRA are timed at pack sizes 1, 2, 4 ... until doubling no longer pays: that siz
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -98,7 +96,7 @@ def load(of: Workload, device: str) -> Calibration | None:
 
 def save(found: Calibration) -> None:
     """Keep a calibration, whole or not at all."""
-    _keep(_file(found.workload, found.machine["device"]), asdict(found))
+    paths.write_json(_file(found.workload, found.machine["device"]), asdict(found))
 
 
 def representatives(specs: Sequence[RunSpec]) -> list[RunSpec]:
@@ -172,7 +170,8 @@ def compare(spec: RunSpec) -> dict[str, float]:
         speeds = dict.fromkeys(ways, 0.0)
         for _ in range(REPEATS):
             speeds = {name: max(speeds[name], once(1)) for name, once in ways.items()}
-    _keep(target, {"base": spec.base.id, "speeds": speeds, "date": time.strftime("%Y-%m-%d"), "machine": machine("cpu")})
+    paths.write_json(target, {"base": spec.base.id, "speeds": speeds, "date": time.strftime("%Y-%m-%d"),
+                              "machine": machine("cpu")})
     return speeds
 
 
@@ -225,15 +224,6 @@ def _timed(spec: RunSpec, device: str) -> Callable[[int], float]:
         return sum(trained.tokens) / trained.seconds
 
     return once
-
-
-def _keep(target: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=target.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-    os.replace(draft, target)
 
 
 def _precision_file(base: str) -> Path:

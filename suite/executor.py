@@ -223,10 +223,15 @@ def record_death(spec: RunSpec, code: int | None) -> Record | None:
     if lease is None:
         return None
     with lease:
-        now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
         reason = f"the worker process died twice with exit code {code} (killed, perhaps out of memory)"
-        return records.save(Record(id=spec.id, spec=spec, status="failed", started=now, finished=now, reason=reason,
-                                   trace=f"{reason}; a killed process leaves no trace of its own\n"))
+        return save_failure(spec, reason, f"{reason}; a killed process leaves no trace of its own\n")
+
+
+def save_failure(spec: RunSpec, reason: str, trace: str) -> Record:
+    """The record of a run that whoever had it could not record, saved. Raises what `records.save` raises."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+    return records.save(Record(id=spec.id, spec=spec, status="failed", started=now, finished=now, reason=reason,
+                               trace=trace))
 
 
 def serve(worker: Worker, pack: Sequence[RunSpec], number: int, tell: Listener) -> set[str]:

@@ -7,8 +7,6 @@ every executor and the planner read it.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,15 +44,7 @@ def learn(spec: RunSpec, runs: int) -> None:
     known = most(spec)
     content = {**kind(spec), "runs": runs if known is None else min(runs, known)}
     try:
-        folder().mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=folder())
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-            os.replace(draft, _file(spec))
-        except OSError:
-            os.unlink(draft)
-            raise
+        paths.write_json(_file(spec), content)
     except OSError as error:
         raise storage(error, paths.results()) from error
 

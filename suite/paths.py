@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -48,3 +52,16 @@ def studies() -> Path:
 def reports() -> Path:
     """Where reports are written: `$SUITE_REPORTS`, else `reports/out/` of the repository."""
     return Path(os.environ.get("SUITE_REPORTS", REPOSITORY / "reports" / "out"))
+
+
+def write_json(target: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all; folders are made. Raises `OSError`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+        os.replace(draft, target)
+    except OSError:
+        os.unlink(draft)
+        raise

@@ -33,7 +33,7 @@ from typing import Any
 
 from suite import environment, ledger, limits, paths, records, supplies
 from suite.errors import UserError
-from suite.executor import Event, Listener
+from suite.executor import Event, Listener, save_failure
 from suite.faults import LostLeaseError, StorageError, storage
 from suite.ledger import Lease
 from suite.records import Record
@@ -304,11 +304,9 @@ class Ray:
                 todo.insert(0 if len(hand.pack) > 1 else len(todo), left)
                 self._listener(Event("notice", hand.number, first, "its Ray actor died; trying it again on another"))
                 continue
-            now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+            reason = f"its Ray actor or node died {ATTEMPTS} times (killed, perhaps out of memory)"
             try:
-                record = records.save(Record(
-                    id=first, spec=left[0], status="failed", started=now, finished=now, trace=str(error),
-                    reason=f"its Ray actor or node died {ATTEMPTS} times (killed, perhaps out of memory)"))
+                record = save_failure(left[0], reason, str(error))
             except LostLeaseError:
                 todo.append(left)
             else:

@@ -200,9 +200,9 @@ def test_an_open_precision_becomes_the_quicker_one_that_was_measured(tmp_path: P
         return {cell.spec.recipe.precision for cell in study.cells(study.load(str(file)), "desk")}
 
     assert found() == {"float32"}  # nothing was measured on this CPU
-    calibration._keep(calibration._precision_file("minilm"), {"speeds": {"float32": 100.0, "bfloat16": 120.0}})
+    paths.write_json(calibration._precision_file("minilm"), {"speeds": {"float32": 100.0, "bfloat16": 120.0}})
     assert found() == {"bfloat16"}
-    calibration._keep(calibration._precision_file("minilm"), {"speeds": {"float32": 100.0, "bfloat16": 104.0}})
+    paths.write_json(calibration._precision_file("minilm"), {"speeds": {"float32": 100.0, "bfloat16": 104.0}})
     assert found() == {"float32"}  # not worth it
 
 
