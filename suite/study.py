@@ -29,6 +29,7 @@ from suite.specs import (
     RunSpec,
     TaskRef,
 )
+from suite.verdicts import Margins
 
 Scale = Literal["desk", "bench", "paper"]
 SCALES: tuple[Scale, ...] = ("desk", "bench", "paper")
@@ -83,6 +84,7 @@ class Table(Frozen):
     unmet: Literal["refuse", "skip"] = "refuse"
     evaluation: Evaluation = Evaluation()
     published: PublishedRef | None = None
+    margins: Margins = Margins()
     notes: tuple[str, ...] = ()
 
     def items(self, task: str) -> int | None:
