@@ -19,7 +19,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from suite import bases, checkpoint, data, environment, gradients, limits, metrics, objectives, paths, records, registry
+from suite import (
+    attention,
+    bases,
+    checkpoint,
+    data,
+    environment,
+    gradients,
+    limits,
+    metrics,
+    objectives,
+    paths,
+    records,
+    registry,
+)
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
 from suite.errors import UserError
 from suite.faults import LostLeaseError, StorageError, full, out_of_memory, storage
@@ -168,6 +181,7 @@ class Worker:
                     reason="loss or gradient norm stopped being finite" if diverged else "",
                     scores=outcomes[run].scores,
                     final_loss=_final_loss(trained, run),
+                    scored_loss=_scored_loss(outcomes[run].predictions),
                     trainable=Trainable(adapter=adapter, head=head, total=total, share=total / shapes.parameters),
                     data=Data(fingerprint=items.fingerprint, train=len(items.train), test=len(items.test),
                               truncated=train_set.truncated, majority=_majority(items, spec)),
@@ -225,6 +239,8 @@ class Worker:
             self._forget()
             loaded = bases.load(bases.get(base_id), dtype=getattr(torch, precision))
             loaded.model.to(self.device)
+            if self.device.type == "cpu" and precision == "bfloat16":
+                attention.widen(loaded.model)
             self._bases[key] = loaded
         return self._bases[key]
 
@@ -315,15 +331,19 @@ class Worker:
 
         encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
         predicted = torch.zeros(packed.runs, len(encoded), dtype=torch.long)
+        losses = torch.zeros(packed.runs, len(encoded))
         for indices in scoring_order(encoded, evaluation.batch_size):
             batch = collate(encoded, [indices] * packed.runs, self.device)
-            predicted[:, indices] = objectives.classify(packed.model, packed.head, batch).argmax(-1).cpu()
+            logits = objectives.classify(packed.model, packed.head, batch)
+            predicted[:, indices] = logits.argmax(-1).cpu()
+            losses[:, indices] = objectives.item_losses(logits, batch.labels).float().cpu()
         expected = [item.label for item in scored]
         outcomes = []
         for run in range(packed.runs):
             own = predicted[run].tolist()
             table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected, "predicted": own})
             table["correct"] = table["expected"] == table["predicted"]
+            table["loss"] = losses[run].numpy()
             outcomes.append(Outcome.of(task, scored, table))
         return outcomes
 
@@ -401,6 +421,11 @@ def _final_loss(trained: Trained | None, run: int) -> float | None:
         return None
     tail = trained.losses[-max(1, len(trained.losses) // 10):, run].double().mean().item()
     return tail if math.isfinite(tail) else None
+
+
+def _scored_loss(predictions: pd.DataFrame) -> float | None:
+    loss = float(predictions["loss"].mean()) if "loss" in predictions else math.nan
+    return loss if math.isfinite(loss) else None
 
 
 def _throughput(trained: Trained | None, run: int) -> Throughput | None:
