@@ -19,20 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from suite import (
-    attention,
-    bases,
-    checkpoint,
-    data,
-    environment,
-    gradients,
-    limits,
-    metrics,
-    objectives,
-    paths,
-    records,
-    registry,
-)
+from suite import bases, checkpoint, data, environment, gradients, limits, metrics, objectives, paths, records, registry
 from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
 from suite.errors import UserError
 from suite.faults import LostLeaseError, StorageError, full, out_of_memory, storage
@@ -237,11 +224,7 @@ class Worker:
         key = base_id, precision
         if key not in self._bases:
             self._forget()
-            loaded = bases.load(bases.get(base_id), dtype=getattr(torch, precision))
-            loaded.model.to(self.device)
-            if self.device.type == "cpu" and precision == "bfloat16":
-                attention.widen(loaded.model)
-            self._bases[key] = loaded
+            self._bases[key] = bases.load(bases.get(base_id), dtype=getattr(torch, precision), device=self.device)
         return self._bases[key]
 
     def _forget(self) -> None:
