@@ -194,7 +194,7 @@ def _timed(spec: RunSpec, device: str) -> Callable[[int], float]:
     import torch
 
     from suite import bases, data, objectives
-    from suite.batches import encode
+    from suite.batches import encode, form_of, spelled
     from suite.method import Start
     from suite.packing import Head, Packed
     from suite.training import train
@@ -203,12 +203,12 @@ def _timed(spec: RunSpec, device: str) -> Callable[[int], float]:
     recipe = spec.recipe.model_copy(update={"epochs": 1})
     loaded = bases.load(base, dtype=getattr(torch, recipe.precision), device=device)
     items = data.load(spec.task.model_copy(update={"train": STEPS * recipe.batch_size, "test": 1}))
-    encoded = encode(loaded.tokenizer, items.train, recipe.max_length, task.kind != "classification")
+    encoded = encode(loaded.tokenizer, spelled(base.kind, task, items.train), recipe.max_length, form_of(base.kind))
     shapes, config = bases.shapes(base, task), lora.Config(rank=8)
 
     def once(size: int) -> float:
         head = None
-        if task.kind == "classification":
+        if base.kind == "encoder":
             head = Head(loaded.hidden_size, len(task.labels), size, ("calibration",)).to(device)
         packed = Packed(loaded.model, lora, shapes, [Start(config, seed) for seed in range(size)], head)
         runs = [spec.model_copy(update={"recipe": recipe, "seed": seed}) for seed in range(size)]

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from suite import bases, checkpoint, data, environment, gradients, limits, metrics, objectives, paths, records, registry
-from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
+from suite.batches import Batch, EncodedSet, collate, encode, form_of, scoring_order, spelled, training_order
 from suite.errors import UserError
 from suite.faults import LostLeaseError, StorageError, full, out_of_memory, storage
 from suite.generation import evaluate_pack, evaluate_text
@@ -239,15 +239,19 @@ class Worker:
             torch.cuda.empty_cache()
         environment.release()
 
-    def _encode(self, loaded: bases.LoadedBase, items: TaskData, ref: TaskRef, split: str, length: int) -> EncodedSet:
-        key = digest([loaded.base.id, ref.model_dump(), split, length])
+    def _encode(self, loaded: bases.LoadedBase, items: TaskData, ref: TaskRef, split: str, length: int,
+                word: str | None = None) -> EncodedSet:
+        """A split as the base reads it, or with `word` as the answer to every item."""
+        key = digest([loaded.base.id, ref.model_dump(), split, length, word])
         if key not in self._encoded:
-            generation = items.task.kind != "classification"
-            self._encoded[key] = encode(loaded.tokenizer, getattr(items, split), length, generation)
+            kind = loaded.base.kind
+            read = spelled(kind, items.task, getattr(items, split))
+            chosen = read if word is None else [replace(item, target=word) for item in read]
+            self._encoded[key] = encode(loaded.tokenizer, chosen, length, form_of(kind))
         return self._encoded[key]
 
     def _head(self, loaded: bases.LoadedBase, task: Task, runs: int) -> Head | None:
-        if task.kind != "classification":
+        if loaded.base.kind != "encoder" or task.kind != "classification":
             return None
         head = Head(loaded.hidden_size, len(task.labels), runs, (loaded.base.id, task.id, task.version))
         return head.to(self.device, next(loaded.model.parameters()).dtype)
@@ -301,7 +305,7 @@ class Worker:
         evaluation = specs[0].evaluation
         task = items.task
         scored = items.test if evaluation.split == "test" else items.validation
-        if packed.head is None:
+        if task.kind != "classification":
             asked = loaded.tokenizer, task, scored, evaluation.decode, evaluation.batch_size
             if self.scores_together and packed.method.packs:
                 answered = evaluate_pack(packed.model, packed.runs, *asked)
@@ -312,23 +316,35 @@ class Worker:
                         answered.append(evaluate_text(model, *asked))
             return [Outcome.of(task, scored, given.predictions, given.decode) for given in answered]
 
-        encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
-        predicted = torch.zeros(packed.runs, len(encoded), dtype=torch.long)
-        losses = torch.zeros(packed.runs, len(encoded))
-        for indices in scoring_order(encoded, evaluation.batch_size):
-            batch = collate(encoded, [indices] * packed.runs, self.device)
-            logits = objectives.classify(packed.model, packed.head, batch)
-            predicted[:, indices] = logits.argmax(-1).cpu()
-            losses[:, indices] = objectives.item_losses(logits, batch.labels).float().cpu()
-        expected = [item.label for item in scored]
+        logits = self._logits(packed, loaded, items, specs[0])
+        expected = torch.tensor([item.label for item in scored])
+        losses = objectives.item_losses(logits, expected.expand(packed.runs, -1)).float()
+        decode = None if packed.head is not None else {"scoring": "the likeliest label word, its end included"}
         outcomes = []
         for run in range(packed.runs):
-            own = predicted[run].tolist()
-            table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected, "predicted": own})
+            table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected.tolist(),
+                                  "predicted": logits[run].argmax(-1).tolist()})
             table["correct"] = table["expected"] == table["predicted"]
             table["loss"] = losses[run].numpy()
-            outcomes.append(Outcome.of(task, scored, table))
+            outcomes.append(Outcome.of(task, scored, table, decode))
         return outcomes
+
+    def _logits(self, packed: Packed, loaded: bases.LoadedBase, items: TaskData, spec: RunSpec) -> Tensor:
+        """Logits of every label for the scored items, `[runs, items, classes]`: the task head's, or for a base of text the
+        log-probabilities of the label words as answers to the prompt."""
+        labels, split = items.task.labels, spec.evaluation.split
+        words = [None] if packed.head is not None else labels
+        found = torch.zeros(packed.runs, len(getattr(items, split)), len(labels))
+        for place, word in enumerate(words):
+            encoded = self._encode(loaded, items, spec.task, split, spec.recipe.max_length, word)
+            for indices in scoring_order(encoded, spec.evaluation.batch_size):
+                batch = collate(encoded, [indices] * packed.runs, self.device)
+                if packed.head is not None:
+                    found[:, indices] = objectives.classify(packed.model, packed.head, batch).float().cpu()
+                else:
+                    scores = objectives.log_likelihoods(packed.model, batch)
+                    found[:, indices, place] = scores.view(packed.runs, -1).float().cpu()
+        return found
 
     def _state(self, packed: Packed, run: int) -> dict[str, Tensor] | None:
         """What is worth keeping: adapters and heads. A fully fine-tuned base is as large as the base and is not."""
