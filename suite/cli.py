@@ -84,7 +84,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="methods, tasks, bases, stud
     if as_json:
         _dump([dict(zip(header, row, strict=True)) for row in rows])
         return
-    _table(header, rows)
+    _table(*listing.brief(kind, header, rows))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -50,15 +51,28 @@ def studies() -> Listing:
 
 
 def all_published() -> Listing:
-    """Every published table that is carried as data: how many of its cells have numbers, how those are known, and the
-    studies that are held against it."""
+    """Every published table that is carried as data: how many of its cells have numbers, how those are known, what is
+    still to be transcribed, and the studies that are held against it."""
     held = held_against()
     rows = []
     for name in published.names():
         table = published.load(name)
         rows.append([table.id, table.paper.arxiv or "", list(table.bases), len(table.rows), len(table.columns),
-                     table.numbers, table.evidence, held.get(table.id, []), table.paper.title])
-    return ["id", "arxiv", "bases", "rows", "columns", "numbers", "evidence", "studies", "paper"], rows
+                     table.numbers, table.evidence, list(table.missing), held.get(table.id, []), table.paper.title])
+    return ["id", "arxiv", "bases", "rows", "columns", "numbers", "evidence", "missing", "studies", "paper"], rows
+
+
+def brief(kind: str, header: list[str], rows: list[list[Any]]) -> Listing:
+    """A listing as a terminal shows it: of published tables one line each, with the names of papers and bases cut."""
+    if kind != "published":
+        return header, rows
+    lines = []
+    for id_, _, bases_, count, columns, numbers, evidence, _, held, title in rows:
+        names = [base.rpartition("/")[2] for base in bases_]
+        base = textwrap.shorten(names[0], 24, placeholder="…") + (f" +{len(names) - 1}" if len(names) > 1 else "")
+        lines.append([id_, textwrap.shorten(title.partition(":")[0], 26, placeholder="…"), base, f"{count} × {columns}",
+                      f"{numbers} of {count * columns}" if numbers else "none yet", evidence, held])
+    return ["id", "paper", "base", "size", "numbers", "evidence", "studies"], lines
 
 
 def held_against() -> dict[str, list[str]]:
@@ -114,7 +128,8 @@ def published_facts(table: published.PublishedTable) -> list[str]:
         f"Bases: {', '.join(table.bases)}.",
         f"Numbers: {table.numbers} of {table.places} places. {counts}",
         *(f"{name.capitalize()}: {getattr(protocol, name)}" for name in ("train", "metric", "split", "selection")),
-        f"Seeds: {'not stated' if protocol.seeds is None else protocol.seeds}; the {protocol.statistic} is printed",
+        f"Seeds: {'not stated' if protocol.seeds is None else protocol.seeds}"
+        f"{'; their median is printed' if protocol.statistic == 'median' else ''}",
         *(f"Note: {text}" for text in protocol.notes),
         *(f"{MEASURES[name].unit}: {', '.join(columns)}" for name, columns in table.measures.items()),
         *(f"Claim ({claim.evidence}): {claim.text}{'' if claim.value is None else f': {claim.value:g}'}"

@@ -7,6 +7,7 @@ number stands in `caveats`. `docs/published.md` says how to add a table.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections import Counter
@@ -183,8 +184,9 @@ class PublishedTable(Frozen):
 
     @property
     def bases(self) -> tuple[str, ...]:
-        """Every base of the table, in the order of its rows; the table's own when it has no rows."""
-        return tuple(dict.fromkeys(self.base_of(row) for row in self.rows)) or (self.base,)
+        """Every base that rows have, the table's own first; that alone when there are no rows."""
+        found = dict.fromkeys(self.base_of(row) for row in self.rows)
+        return tuple(sorted(found, key=lambda base: base != self.base)) or (self.base,)
 
     def rows_of(self, method: str, rank: int | None = None, base: str | None = None) -> tuple[PublishedRow, ...]:
         """The rows of a method, in order; with `rank` or `base` only those of that rank or base."""
@@ -192,8 +194,11 @@ class PublishedTable(Frozen):
                      and base in (None, self.base_of(row)))
 
     def row(self, method: str, rank: int | None = None, base: str | None = None) -> PublishedRow | None:
-        """The row of a method: the one at `rank` when there is one, else the first. With `base`, of that base only."""
-        rows = self.rows_of(method, base=base)
+        """The row of a method: the one at `rank` when there is one, else the first.
+
+        With `base` only rows of that base; without it those of the table's own base come first.
+        """
+        rows = sorted(self.rows_of(method, base=base), key=lambda row: self.base_of(row) != self.base)
         return next(iter([row for row in rows if rank is not None and row.rank == rank] or rows), None)
 
     def cell(self, method: str, column: str, rank: int | None = None, base: str | None = None) -> PublishedCell | None:
@@ -240,7 +245,10 @@ def load(name: str) -> PublishedTable:
         written = path.stat()
         return _load(path, (written.st_mtime_ns, written.st_size))
     except FileNotFoundError:
-        raise UserError(f"unknown published table {name!r}: use {one_of(names())}") from None
+        known = names()
+        alike = [one for one in known if name in one] or difflib.get_close_matches(Path(name).stem, known, 5, 0.4)
+        raise UserError(f"unknown published table {name!r}: use {one_of(alike or known)}; `suite list published` shows "
+                        f"all {len(known)}") from None
 
 
 @lru_cache(maxsize=512)
