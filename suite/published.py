@@ -366,8 +366,8 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _names(caveat: str, text: str) -> bool:
-    """Whether a caveat has `text` as a word of its own: 5.1 is not in 75.1, LoRA not in MoLoRA."""
-    return re.search(rf"(?<![\w.]){re.escape(text)}(?!\w|\.\d)", caveat) is not None
+    """Whether a caveat has `text` as a word of its own: 5.1 is not in 75.1, LoRA not in MoLoRA or LoRA-GA."""
+    return re.search(rf"(?<![\w.+-]){re.escape(text)}(?![\w+-]|\.\d)", caveat) is not None
 
 
 __all__ = ["AVERAGE", "EVIDENCE_LABELS", "GATING", "PER_ROW", "Claim", "Evidence", "Protocol", "PublishedCell",
