@@ -12,6 +12,7 @@ from suite import paths, published
 from suite.errors import UserError
 from suite.measures import MEASURES
 
+DOCS = paths.REPOSITORY / "docs" / "published.md"
 #: How many rows, columns, cells, and numbers of each evidence every table has. Change a line with its table.
 EXPECTED = {row["id"]: row for row in csv.DictReader((Path(__file__).parent / "published_tables.csv").open())}
 
@@ -221,6 +222,39 @@ def test_a_fault_is_said_with_its_line_and_key(
     lines = path.read_text(encoding="utf-8").splitlines()
     where = line if isinstance(line, int) else next(n for n, text in enumerate(lines, 1) if line in text)
     assert refusal(path).startswith(f", line {where}: {sentence}")
+
+
+def test_the_example_of_the_docs_loads_and_is_refused_as_they_say(tmp_path: Path) -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    told = re.search(r"^suite: results/published/my_adapter_glue\.yaml(, line .*)$", text, re.MULTILINE)
+    assert example and told
+    path = tmp_path / "my_adapter_glue.yaml"
+    path.write_text(example[1], encoding="utf-8")
+    table = published.load(str(path))
+    assert (table.places, table.numbers, table.protocol.statistic) == (8, 5, "median")
+    path.write_text(example[1].replace("mean: 94.4", "mean: 944"), encoding="utf-8")
+    assert refusal(path) == told[1]
+    path.write_text(example[1].replace("avg exception", "average"), encoding="utf-8")
+    assert refusal(path).endswith(EXCEPTION)
+
+
+def test_the_docs_count_right() -> None:
+    tables = [published.load(name) for name in published.names()]
+    known = {level: sum(table.evidence.get(level, 0) for table in tables) for level in published.EVIDENCE_LABELS}
+    averages = [(table, row, column) for table in tables for row in table.rows for column in table.measures.get("mean", ())
+                if column in row.cells and table.averaged(column)
+                and all(part in row.cells for group in table.averaged(column) for part in group)]
+    bare = [table.model_copy(update={"caveats": ()}) for table in tables]
+    excused = sum(1 for table in bare for key, _ in published._problems(table, table.id))
+    text = " ".join(DOCS.read_text(encoding="utf-8").split())
+    for said in (f"holds {len(tables)} tables", f"{sum(len(table.rows) for table in tables):,} rows",
+                 f"Of the {sum(known.values()):,} numbers {known['verbatim']:,} are verbatim, {known['secondary']} secondary, "
+                 f"{known['recalled']} recalled and {known['derived']} derived",
+                 f"Of {len(averages)} averages of whole rows {excused} need one"):
+        assert said in text
+    assert {name for name in re.findall(r"`([a-z0-9]+_\w+)`", text) if "adapter" not in name or name in EXPECTED} <= {
+        *EXPECTED, "lora_ga"}
 
 
 def test_an_average_is_only_held_against_a_full_row(tmp_path: Path) -> None:
