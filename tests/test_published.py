@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from suite import paths, published
-from suite.errors import UserError
+from suite.errors import UserError, one_of
 from suite.measures import MEASURES
+from suite.published import PublishedTable
 
 DOCS = paths.REPOSITORY / "docs" / "published.md"
 #: How many rows, columns, cells, and numbers of each evidence every table has. Change a line with its table.
@@ -151,8 +152,9 @@ GORA, CELL = "gora_glue_t5base", "{glue-mnli: {mean: 85.30, sd: 0.04}"
 EXCEPTION = "; correct it or add a caveat that begins 'avg exception:' and names the row's label and the printed number"
 EMPTY = "a table without columns or rows must say under `missing` what is to be transcribed"
 ROW_KEYS = "method, label, base, rank, evidence, cells or source"
-TABLE_KEYS = ("id, paper, base, protocol, columns, measures, averages, rows, headline_claims, caveats or missing")
-ALL_MEASURES = f"{', '.join(list(MEASURES)[:-1])} or {list(MEASURES)[-1]}"
+TABLE_KEYS = one_of(list(PublishedTable.model_fields))
+ALL_MEASURES = one_of(list(MEASURES))
+NO_MAPPING = f"the file must be a mapping with the keys {', '.join(PublishedTable.model_fields)}"
 
 
 @pytest.mark.parametrize(
@@ -276,16 +278,8 @@ def test_a_table_is_read_again_when_its_file_changes(tmp_path: Path) -> None:
     [
         (b"id: [1, 2", ", line 1: not YAML: expected ',' or ']', but got '<stream end>'"),
         (b"id: tiny\nbase: x\nid: other\n", ", line 3: not YAML: the key 'id' stands twice"),
-        (
-            b"",
-            "the file must be a mapping with the keys id, paper, base, protocol, columns, measures, averages, rows, "
-            "headline_claims, caveats, missing",
-        ),
-        (
-            b"- id: tiny\n",
-            "the file must be a mapping with the keys id, paper, base, protocol, columns, measures, averages, rows, "
-            "headline_claims, caveats, missing",
-        ),
+        (b"", NO_MAPPING),
+        (b"- id: tiny\n", NO_MAPPING),
         (b"id: caf\xe9\n", "is not UTF-8 text"),
         (b"id: \x00\n", "not YAML: cannot be parsed"),
     ],
