@@ -40,7 +40,7 @@ def mcnemar(method: Outcomes | Mapping[int, Outcomes], reference: Outcomes | Map
     found = pd.concat(deltas)
     if not found.isin([-1.0, 0.0, 1.0]).all():
         raise ValueError("outcomes must be 0 or 1")
-    return _sign_test(found.groupby(level=0).sum().to_numpy())
+    return sign_test(found.groupby(level=0).sum().to_numpy(dtype=float))
 
 
 def adjust(p_values: Sequence[float], how: Adjustment) -> list[float]:
@@ -97,8 +97,8 @@ def _check(error: float, dof: float) -> None:
         raise ValueError(f"dof must be above zero, got {dof}")
 
 
-def _sign_test(sums: NDArray[np.float64]) -> float:
-    """Two-sided p of a sum of weights whose signs are fair coins."""
+def sign_test(sums: NDArray[np.float64]) -> float:
+    """Two-sided p of a sum of whole-numbered weights whose signs are fair coins, by counting out all of them."""
     weights, counts = np.unique(np.abs(sums[sums != 0]).round().astype(int), return_counts=True)
     if len(weights) == 0:
         return 1.0
