@@ -52,9 +52,10 @@ def rank(tasks: Sequence[Sequence[Mapping[int, Outcomes]]], sources: Sequence[st
     answered the same items; noise of seeds is each method's own, as in `paired`, with the tails of t over so few seeds.
     The critical difference is the level that the largest error among all pairs stays below in `CONFIDENCE` of the draws.
     The tasks are taken as they are: nothing is said about others. Tasks of one source (parts of one task) share the luck
-    of their runs. None with fewer than two tasks or methods, or when a method lacks a task or all share no item of it.
+    of their runs. None with fewer than two tasks or three methods (whose ranks say too little), or when a method lacks a
+    task or all share no item of it.
     """
-    if len(tasks) < 2 or len(tasks[0]) < 2:
+    if len(tasks) < 2 or len(tasks[0]) < 3:
         return None
     known = [_noise(task) for task in tasks]
     if any(noise is None for noise in known):
