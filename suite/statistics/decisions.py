@@ -39,7 +39,7 @@ def mcnemar(method: Outcomes | Mapping[int, Outcomes], reference: Outcomes | Map
     found = pd.concat(deltas)
     if not found.isin([-1.0, 0.0, 1.0]).all():
         raise ValueError("outcomes must be 0 or 1")
-    return sign_test(found.groupby(level=0).sum().to_numpy(dtype=float))
+    return sign_test(np.asarray(found.groupby(level=0).sum(), dtype=np.float64))
 
 
 def adjust(p_values: Sequence[float], how: Adjustment) -> list[float]:
