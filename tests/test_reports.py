@@ -22,7 +22,7 @@ from rich.console import Console
 from scipy import stats
 from synthetic import Fate, World, study, world
 
-from reports import build, figures, numbers, publication, sheets, tables, views
+from reports import build, figures, findings, numbers, publication, sheets, tables, views
 from reports.sheets import Sheet, entry
 from suite.statistics import adjust
 from suite.study import Cell
@@ -579,10 +579,23 @@ def test_the_findings_follow_the_numbers(reports: dict[str, Built]) -> None:
     head = table.differences["head", tables.AVERAGE]
     said = "Clearly below LoRA" if head.clear else "Different for these seeds, not clear for others"
     assert head.clear_on_items
-    assert f"{said}: Head only ({numbers.signed(head.mean)})." in found
+    assert f"Head only ({numbers.signed(head.mean)})" in found.split(f"{said}: ")[1].split(").")[0] + ")"
     assert "All 20 planned runs finished." in found
     assert "Different for this one seed, which says nothing of others" in found  # the word problems
     assert "would be found in 80 of 100 such experiments" in found
+
+
+def test_five_seeds_that_agree_make_a_claim(own_results: None) -> None:
+    made = world(study(**{**ONE, "rows": ["lora", "head", "gora"], "seeds": [0, 1, 2, 3, 4]}))
+    (table,) = tables.measure(made.study, made.scale, made.cells, made.records)
+    head = table.differences["head", table.headline]
+    assert head.clear
+    assert not table.values["head", table.headline].top
+    found = findings.table_sentences(table)
+    assert f"Clearly below LoRA: Head only ({numbers.signed(head.mean)})." in found
+    shown = {row[0].text: row[1] for row in views.differences(table).rows}
+    assert "clear" in shown["Head only"].marks
+    assert shown["Head only"].note.endswith(f"finds {numbers.percent(head.detectable)}")  # type: ignore[arg-type]
 
 
 # Escaping, sameness, speed
