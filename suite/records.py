@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,9 @@ from suite import ledger, paths
 from suite.errors import UserError
 from suite.faults import storage
 from suite.specs import RunSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Status = Literal["finished", "diverged", "failed", "skipped"]
 #: Statuses that need no further attempt. Failed runs are tried again by the next `suite run`.
@@ -144,7 +147,7 @@ class Record(Part):
 
         Raises `OSError` or `ValueError` when the file is damaged.
         """
-        return _table(self.folder / "curves.parquet", columns)
+        return _frame(_table(self.folder / "curves.parquet", columns))
 
     def predictions(self, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
         """Columns item, expected, predicted, correct (and, for generation, prompt and output), or those asked for that are
@@ -152,7 +155,15 @@ class Record(Part):
 
         Raises `OSError` or `ValueError` when the file is damaged.
         """
-        return _table(self.folder / "predictions.parquet", columns)
+        return _frame(_table(self.folder / "predictions.parquet", columns))
+
+    def answers(self) -> pa.Table | None:
+        """Columns item, correct and, where the task has parts, part, of the predictions, without the cost of a frame: a
+        report reads thousands. None when absent.
+
+        Raises `OSError` or `ValueError` when the file is damaged.
+        """
+        return _table(self.folder / "predictions.parquet", ("item", "correct", "part"))
 
 
 def folder(run_id: str) -> Path:
@@ -260,11 +271,16 @@ def is_done(run_id: str) -> bool:
     return record is not None and record.status in DONE
 
 
-def _table(path: Path, columns: Sequence[str] | None) -> pd.DataFrame | None:
-    """A parquet file, read without the search for a data set of many files that `pd.read_parquet` begins with."""
+def _table(path: Path, columns: Sequence[str] | None) -> pa.Table | None:
+    """A parquet file, read without the search for a data set of many files that `pd.read_parquet` begins with, and without
+    the helper threads that `pre_buffer` asks: for small files they cost more than the reading."""
     from pyarrow.parquet import ParquetFile
 
     if not path.exists():
         return None
-    with ParquetFile(path, memory_map=False) as file:
-        return file.read(columns=None if columns is None else list(columns), use_threads=False).to_pandas()
+    with ParquetFile(path, memory_map=False, pre_buffer=False) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def _frame(table: pa.Table | None) -> pd.DataFrame | None:
+    return None if table is None else table.to_pandas()
