@@ -199,7 +199,7 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json
 
     found = studies.load(study)
     cells = studies.cells(found, scale, only or ())
-    synced = tracking.sync(found, scale, cells, records.load_many(cell.spec.id for cell in cells))
+    synced = tracking.sync(found, scale, cells, records.OnDisk(cell.spec.id for cell in cells))
     if as_json:
         _dump(vars(synced))
     else:
@@ -311,14 +311,11 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
 
 def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_json: bool) -> None:
     from reports import build
-    from suite import paths, records, tracking
+    from suite import paths, records
 
     known = records.load_many(cell.spec.id for cell in cells)
     folder = out or paths.reports() / f"{study.id}-{scale}"
-    synced = tracking.sync(study, scale, cells, known)
     written = build.build(study, scale, cells, known, folder)
-    if synced.problem:
-        print(f"suite: {synced.problem}", file=sys.stderr)
     if as_json:
         _dump(build.as_json(study, scale, cells, known, written.tables) | {"report": str(written.page)})
         return

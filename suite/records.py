@@ -265,6 +265,29 @@ def each(run_ids: Iterable[str]) -> Iterator[tuple[str, Record]]:
             yield run_id, record
 
 
+class OnDisk(Mapping[str, Record]):
+    """The records that exist among some runs, each read when it is asked for, so that a large study need not fit into
+    memory. Raises what `load` raises."""
+
+    def __init__(self, run_ids: Iterable[str]) -> None:
+        self._ids = dict.fromkeys(run_ids)
+
+    def __getitem__(self, run_id: str) -> Record:
+        found = load(run_id) if run_id in self._ids else None
+        if found is None:
+            raise KeyError(run_id)
+        return found
+
+    def __contains__(self, run_id: object) -> bool:
+        return run_id in self._ids and (folder(str(run_id)) / "record.json").exists()
+
+    def __iter__(self) -> Iterator[str]:
+        return (run_id for run_id in self._ids if run_id in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def is_done(run_id: str) -> bool:
     """Whether a run needs no further attempt."""
     record = load(run_id)
