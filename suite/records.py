@@ -173,7 +173,7 @@ def folder(run_id: str) -> Path:
 
 @contextmanager
 def writing(run_id: str) -> Iterator[Path]:
-    """A temporary folder for a run's files that becomes the run's folder, whole or not at all.
+    """A temporary folder for a run's files that becomes the run's folder, whole or not at all, and is on the disk then.
 
     Whoever writes holds the run's lease, so other temporary folders of the run are those of killed processes.
     Raises `LostLeaseError` when another process has taken the run over, `StorageError` when the files cannot be written.
@@ -187,11 +187,13 @@ def writing(run_id: str) -> Iterator[Path]:
         raise storage(error, paths.runs()) from error
     try:
         yield scratch
+        paths.settle(*scratch.iterdir(), scratch)
         ledger.check(run_id)
         target, before = folder(run_id), scratch.with_name(f"{scratch.name}-before")
         if target.exists():
             os.replace(target, before)  # in one step: no reader sees a record whose tables are gone
         os.replace(scratch, target)
+        paths.settle(target.parent)
     except (OSError, SafetensorError) as error:
         raise storage(error, paths.runs()) from error
     finally:
@@ -236,17 +238,20 @@ def save(record: Record, curves: pd.DataFrame | None = None, predictions: pd.Dat
 
 
 def load(run_id: str) -> Record | None:
-    """The record of a run, or None. Raises `UserError` when the file is there but is not a record."""
+    """The record of a run, or None; a file that is empty or cut off, as a power cut may leave it, is as none, so that the run
+    is made again. Raises `UserError` when the file is whole but is not a record."""
     path = folder(run_id) / "record.json"
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return Record.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return None
         key = ".".join(str(part) for part in first["loc"])
         problem = f"{key}: {first['msg']}" if key else first["msg"]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         problem = str(error)
     raise UserError(f"{path} is not a record of this version of the suite ({problem}); "
                     "delete its folder to run it again")
