@@ -238,8 +238,8 @@ def save(record: Record, curves: pd.DataFrame | None = None, predictions: pd.Dat
 
 
 def load(run_id: str) -> Record | None:
-    """The record of a run, or None. A file that is empty or cut off, as a power cut may leave it, is as none: the run is made
-    again. Raises `UserError` when the file is whole but is not a record."""
+    """The record of a run, or None. A file that is empty or cut off, as a power cut may leave it, is as none: the run is
+    made again. Raises `UserError` when the file is whole but is not a record."""
     path = folder(run_id) / "record.json"
     try:
         return Record.model_validate_json(path.read_bytes())
