@@ -114,7 +114,12 @@ def plan(
 
 
 @app.command()
-def calibrate(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def calibrate(
+    study: StudyName, scale: ScaleName = "desk", only: Only = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Time for each base and batch, unless its first rounds take longer.")]
+    = 40.0,
+    as_json: AsJson = False,
+) -> None:
     """Measure how fast this machine trains packs of each size, for the bases and batches of a study. Plans use it."""
     import torch
 
@@ -125,15 +130,19 @@ def calibrate(study: StudyName, scale: ScaleName = "desk", only: Only = None, as
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made = []
     for spec in calibration.representatives(studies.unique(studies.cells(found, _scale(scale), only or ()))):
-        made.append(calibration.measure(spec, device))
+        made.append(calibration.measure(spec, device, seconds))
         calibration.save(made[-1])
     if as_json:
         _dump([{**vars(one), "workload": vars(one.workload), "knee": one.knee} for one in made])
         return
-    rows = [[one.workload.name, ", ".join(f"{size}: {speed:,.0f}" for size, speed in one.speeds.items()), one.knee,
-             f"{one.flops / 1e9:,.0f}"] for one in made]
-    _table(["workload", "tokens per second by pack size", "knee", "Gflop/s alone"], rows,
+    rows = [[one.workload.name, size, speed, calibration.gained(one, size), one.knee if size == 1 else "",
+             f"{one.flops / 1e9:,.0f}" if size == 1 else ""] for one in made for size, speed in one.speeds.items()]
+    _table(["workload", "pack", "tokens/s", "gain of doubling", "knee", "Gflop/s alone"], rows,
            title=f"Packed training on {calibration.machine(device)['name']}")
+    for one in made:
+        if one.cut:
+            Console(width=_wide()).print(Text(f"{one.workload.name}: {seconds:g} s were over while doubling still paid, so "
+                                              "the knee may be higher; --seconds gives it more time."))
 
 
 @app.command()
