@@ -140,6 +140,9 @@ def calibrate(
     _table(["workload", "pack", "tokens/s", "gain of doubling", "knee", "Gflop/s alone"], rows,
            title=f"Packed training on {calibration.machine(device)['name']}")
     for one in made:
+        if one.knee > 1 and device == "cpu":
+            Console(width=_wide()).print(Text(f"{one.workload.name}: a sweep that is killed may make other packs when it goes "
+                                              "on, and scores then agree to rounding only; --pack 1 keeps them to the bit."))
         if one.cut:
             Console(width=_wide()).print(Text(f"{one.workload.name}: {seconds:g} s were over while doubling still paid, so "
                                               "the knee may be higher; --seconds gives it more time."))
