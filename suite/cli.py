@@ -141,11 +141,11 @@ def calibrate(
            title=f"Packed training on {calibration.machine(device)['name']}")
     for one in made:
         if one.knee > 1 and device == "cpu":
-            Console(width=_wide()).print(Text(f"{one.workload.name}: a sweep that is killed may make other packs when it goes "
-                                              "on, and scores then agree to rounding only; --pack 1 keeps them to the bit."))
+            _say(f"{one.workload.name}: a sweep that is killed may make other packs when it goes on, and scores then agree to "
+                 "rounding only; --pack 1 keeps them to the bit.")
         if one.cut:
-            Console(width=_wide()).print(Text(f"{one.workload.name}: {seconds:g} s were over while doubling still paid, so "
-                                              "the knee may be higher; --seconds gives it more time."))
+            _say(f"{one.workload.name}: {seconds:g} s were over while doubling still paid, so the knee may be higher; "
+                 "--seconds gives it more time.")
 
 
 @app.command()
@@ -375,6 +375,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     for row in rows:
         table.add_row(*(_shown(value) for value in row))
     Console(width=_wide(), highlight=False).print(table)
+
+
+def _say(text: str) -> None:
+    Console(width=_wide()).print(Text(text))
 
 
 def _shown(value: object) -> Text:
