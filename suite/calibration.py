@@ -29,8 +29,6 @@ GAIN = 0.05
 LARGEST = 64
 #: Timed steps per pack size, and in how many rounds they are timed.
 STEPS, REPEATS = 3, 3
-#: Seconds in which a workload should be measured.
-SECONDS = 40.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def representatives(specs: Sequence[RunSpec]) -> list[RunSpec]:
     return list(found.values())
 
 
-def measure(spec: RunSpec, device: str, seconds: float = SECONDS) -> Calibration:
+def measure(spec: RunSpec, device: str, seconds: float = 40.0) -> Calibration:
     """Time LoRA of rank 8 at this run's base, task and recipe, at growing pack sizes.
 
     Sizes 1 and 2 are timed in `REPEATS` rounds, and twice the largest is added as long as doubling pays: then there are

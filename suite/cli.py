@@ -141,8 +141,8 @@ def calibrate(
            title=f"Packed training on {calibration.machine(device)['name']}")
     for one in made:
         if one.knee > 1 and device == "cpu":
-            _say(f"{one.workload.name}: a sweep that is killed may make other packs when it goes on, and scores then agree to "
-                 "rounding only; --pack 1 keeps them to the bit.")
+            _say(f"{one.workload.name}: a sweep that is killed may make other packs when it goes on, and scores then agree "
+                 "to rounding only; --pack 1 keeps them to the bit.")
         if one.cut:
             _say(f"{one.workload.name}: {seconds:g} s were over while doubling still paid, so the knee may be higher; "
                  "--seconds gives it more time.")
