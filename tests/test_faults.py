@@ -168,6 +168,19 @@ def test_a_results_folder_that_goes_ends_the_sweep_and_it_goes_on_when_it_is_bac
     assert left() == [spec(0).id]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("content", [b"", bytes(4096)], ids=["empty", "zeros"])
+def test_a_record_that_a_power_cut_emptied_is_made_again_and_is_the_same(content: bytes) -> None:
+    executor.run([[spec(0)]], 1, 1, "cpu", lambda event: None)
+    before = outcome(spec(0).id)
+    (records.folder(spec(0).id) / "record.json").write_bytes(content)
+    assert not records.is_done(spec(0).id)
+    executor.run([[spec(0)]], 1, 1, "cpu", lambda event: None)
+    assert outcome(spec(0).id) == before
+    assert left() == [spec(0).id]
+
+
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     ledger.folder().touch()
     with pytest.raises(StorageError, match=r"runs cannot be written \(.*\); make it writable"):
