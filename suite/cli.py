@@ -135,7 +135,12 @@ def plan(
 
 
 @app.command()
-def calibrate(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def calibrate(
+    study: StudyName, scale: ScaleName = "desk", only: Only = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Time for each base and batch, unless its first rounds take longer.")]
+    = 40.0,
+    as_json: AsJson = False,
+) -> None:
     """Measure how fast this machine trains packs of each size, for the bases and batches of a study. Plans use it."""
     import torch
 
@@ -146,15 +151,22 @@ def calibrate(study: StudyName, scale: ScaleName = "desk", only: Only = None, as
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made = []
     for spec in calibration.representatives(studies.unique(studies.cells(found, _scale(scale), only or ()))):
-        made.append(calibration.measure(spec, device))
+        made.append(calibration.measure(spec, device, seconds))
         calibration.save(made[-1])
     if as_json:
         _dump([{**vars(one), "workload": vars(one.workload), "knee": one.knee} for one in made])
         return
-    rows = [[one.workload.name, ", ".join(f"{size}: {speed:,.0f}" for size, speed in one.speeds.items()), one.knee,
-             f"{one.flops / 1e9:,.0f}"] for one in made]
-    _table(["workload", "tokens per second by pack size", "knee", "Gflop/s alone"], rows,
+    rows = [[one.workload.name, size, speed, calibration.gained(one, size), one.knee if size == 1 else "",
+             f"{one.flops / 1e9:,.0f}" if size == 1 else ""] for one in made for size, speed in one.speeds.items()]
+    _table(["workload", "pack", "tokens/s", "gain of doubling", "knee", "Gflop/s alone"], rows,
            title=f"Packed training on {calibration.machine(device)['name']}")
+    for one in made:
+        if one.knee > 1 and device == "cpu":
+            _say(f"{one.workload.name}: a sweep that is killed may make other packs when it goes on, and scores then agree "
+                 "to rounding only; --pack 1 keeps them to the bit.")
+        if one.cut:
+            _say(f"{one.workload.name}: {seconds:g} s were over while doubling still paid, so the knee may be higher; "
+                 "--seconds gives it more time.")
 
 
 @app.command()
@@ -220,7 +232,7 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json
 
     found = studies.load(study)
     cells = studies.cells(found, scale, only or ())
-    synced = tracking.sync(found, scale, cells, records.load_many(cell.spec.id for cell in cells))
+    synced = tracking.sync(found, scale, cells, records.OnDisk(cell.spec.id for cell in cells))
     if as_json:
         _dump(vars(synced))
     else:
@@ -354,14 +366,11 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
 
 def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_json: bool) -> None:
     from reports import build
-    from suite import paths, records, tracking
+    from suite import paths, records
 
     known = records.load_many(cell.spec.id for cell in cells)
     folder = out or paths.reports() / f"{study.id}-{scale}"
-    synced = tracking.sync(study, scale, cells, known)
     written = build.build(study, scale, cells, known, folder)
-    if synced.problem:
-        print(f"suite: {synced.problem}", file=sys.stderr)
     if as_json:
         _dump(build.as_json(study, scale, cells, known, written.tables) | {"report": str(written.page)})
         return
@@ -408,6 +417,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     for row in rows:
         table.add_row(*(_shown(value) for value in row))
     Console(width=_wide(), highlight=False).print(table)
+
+
+def _say(text: str) -> None:
+    Console(width=_wide()).print(Text(text))
 
 
 def _shown(value: object) -> Text:

@@ -76,6 +76,7 @@ class Worker:
         self.environment = environment.snapshot(device=device, threads=threads)
         self._bases: dict[tuple[str, str], bases.LoadedBase] = {}  # by id and precision
         self._encoded: dict[str, EncodedSet] = {}
+        self._whole = False  # whether nothing is attached any more to the base of the pack that was tried last
         checkpoint.clear()
 
     def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
@@ -88,6 +89,7 @@ class Worker:
         return [record for part in limits.cut(specs) for record in self._attempt(part, progress)]
 
     def _attempt(self, specs: Sequence[RunSpec], progress: Progress, last: bool = False) -> list[Record]:
+        self._whole = False
         try:
             return self._run(specs, progress)
         except StorageError:
@@ -97,7 +99,11 @@ class Worker:
                 raise storage(error, paths.results()) from error
             memory, trace = out_of_memory(error), traceback.format_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._release()  # out here the error, and all that its frames held, is gone
+        if memory:
+            environment.return_large_blocks()
+        # What is left of the pack is tried on the same base: loaded again it would need new room, and what the old one
+        # took may lie in pieces that are too small.
+        self._release(keep_base=memory and self._whole)  # out here the error, and all that its frames held, is gone
         checkpoint.remove(spec.id for spec in specs)  # it may be the cause
         if len(specs) > 1:
             half = -(-len(specs) // 2)
@@ -146,6 +152,7 @@ class Worker:
             states = [self._state(packed, run) for run in range(len(specs))]
         finally:
             packed.detach()
+            self._whole = True
             if method.spoils_base:
                 self._forget()
         peaks = [before, during, after]
@@ -231,9 +238,12 @@ class Worker:
         self._bases.clear()
         gc.collect()
 
-    def _release(self) -> None:
+    def _release(self, keep_base: bool) -> None:
         """Give back all memory that can be had again. Raises when the device is beyond use: the process has to end."""
-        self._forget()
+        if keep_base:
+            gc.collect()
+        else:
+            self._forget()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from suite import cli, ledger, published, records
+from suite import cli, ledger, paths, published, records
 from suite import study as studies
 from suite.records import Record
 
@@ -127,6 +127,7 @@ def test_status_and_report_of_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told["runs"]["missing"] == 58
     assert Path(told["report"]) == tmp_path / "reports" / "gora-desk" / "index.html"
     assert (tmp_path / "reports" / "gora-desk" / "report.md").exists()
+    assert not (paths.results() / "mlflow.db").exists()  # that is for `suite sync`
 
 
 def test_sync_fills_mlflow_from_the_records_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch,
