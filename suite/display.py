@@ -61,6 +61,11 @@ class Display:
             name = self.labels.get(event.run, event.run)
             self.console.print(f"{name}: out of memory with {event.total} runs at a time, at most {event.done} from now on",
                                style="yellow")
+        elif event.phase == "shrink":
+            name = self.labels.get(event.run, event.run)
+            how = f"{event.done} of its {event.total} items at a time" + (
+                " and, if need be, activations computed again" if event.done == 1 else "")
+            self.console.print(f"{name}: out of memory alone, goes on with {how}", style="yellow")
         elif event.kind == "progress":
             self.at_work[event.worker] = event
         elif event.kind == "elsewhere":

@@ -26,6 +26,7 @@ from suite.faults import LostLeaseError, StorageError, full, out_of_memory, stor
 from suite.generation import evaluate_pack, evaluate_text
 from suite.method import Context, GradientRequest, Method, Preparation, Shapes, Start
 from suite.packing import Head, Packed
+from suite.recompute import recomputed
 from suite.records import Data, Memory, Pack, Record, Score, Throughput, Timings, Trainable
 from suite.specs import ENGINE_VERSION, RunSpec, TaskRef, digest
 from suite.task import Item, Task, TaskData
@@ -82,9 +83,10 @@ class Worker:
     def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
         """Run a pack and write its records, but for runs that another process has taken over.
 
-        A pack that runs out of memory is halved, and packs of its kind are cut from then on. A pack that fails otherwise
-        is tried run by run. A run that fails alone twice is recorded as failed, with its trace. Raises `StorageError`
-        when results cannot be kept.
+        A pack that runs out of memory is halved, and packs of its kind are cut from then on; a run that does so alone is
+        trained on smaller and smaller parts of its batches, and then with activations computed again. A pack that fails
+        otherwise is tried run by run. A run that fails alone twice is recorded as failed, with its trace. Raises
+        `StorageError` when results cannot be kept.
         """
         return [record for part in limits.cut(specs) for record in self._attempt(part, progress)]
 
@@ -112,6 +114,9 @@ class Worker:
                 progress("halve", half, len(specs))
             parts = [specs[:half], specs[half:]] if memory else [[spec] for spec in specs]
             return [record for part in parts for record in self.run(part, progress)]
+        if memory and (tighter := limits.tighten(specs[0])):
+            progress("shrink", tighter.items or 0, specs[0].recipe.batch_size)
+            return self._attempt(specs, progress)
         if not last:
             return self._attempt(specs, progress, last=True)
         now = _now()
@@ -139,10 +144,11 @@ class Worker:
             keeper = checkpoint.Checkpoint(specs, clock.seconds)
             environment.release()
             idle = environment.resident()
-            with environment.PeakMemory(self.device.type) as during:
+            fits = limits.known(first)
+            with environment.PeakMemory(self.device.type) as during, recomputed(packed.model, fits.recompute):
                 if method.trains != "nothing":
                     trained = train(packed, specs, train_set, self._loss(packed, task),
-                                    lambda done, total: progress("train", done, total), keeper)
+                                    lambda done, total: progress("train", done, total), keeper, fits.items)
             clock.phase("train")
             clock.add(keeper.earlier)
             progress("evaluate", 0, 1)

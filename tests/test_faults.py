@@ -24,12 +24,14 @@ from test_executor import Driver, left, spec
 from suite import assets, executor, ledger, limits, paths, records
 from suite.faults import StorageError, full, out_of_memory
 from suite.specs import RunSpec
+from suite.worker import Worker
 
 # Runs a run, then four at once with little more room than that took.
 STARVED = """
 import json, resource, sys
 from suite import environment
 from suite.specs import RunSpec
+from suite.worker import Worker
 from suite.worker import Worker
 
 specs = [RunSpec.model_validate(one) for one in json.loads(sys.argv[1])]
@@ -40,8 +42,8 @@ size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + int(float(sys.argv[2]) * 2**20),) * 2)
 seen = []
 made = worker.run(specs[1:], lambda *at: seen.append(at))
-halved = [at for at in seen if at[0] == "halve"]
-print(json.dumps([halved, [[one.status, one.pack and one.pack.size, one.trace] for one in made]]))
+cut = [at for at in seen if at[0] in ("halve", "shrink")]
+print(json.dumps([cut, [[one.status, one.pack and one.pack.size, one.trace] for one in made]]))
 """
 
 
@@ -130,6 +132,46 @@ def test_a_pack_that_runs_out_of_memory_is_halved_and_the_next_is_cut_before_it_
     assert fitting in fits
     assert {size for _, size, _ in made} == {fitting}
     assert [len(part) for part in limits.cut(wide[1:])] == [fitting] * (4 // fitting)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("parts")
+def test_a_run_that_does_not_fit_alone_is_trained_in_parts_of_its_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of(batch: int) -> RunSpec:
+        one = spec(0)
+        return one.model_copy(update={
+            "task": one.task.model_copy(update={"train": 64}),
+            "evaluation": one.evaluation.model_copy(update={"batch_size": 4}),
+            "recipe": one.recipe.model_copy(update={"batch_size": batch, "max_length": 64})})
+
+    command = [sys.executable, "-c", STARVED, as_json([of(2), of(64)]), "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    cut, made = json.loads(done.stdout.splitlines()[-1])
+    assert [status for status, _, _ in made] == ["finished"], made
+    assert cut[0] == ["shrink", 32, 64]
+    found = limits.known(of(64))
+    assert found.items is not None
+    assert found.items < 64
+    parts = records.load(of(64).id)
+    monkeypatch.setenv("SUITE_RESULTS", str(tmp_path / "elsewhere"))
+    [whole] = Worker().run([of(64)])
+    assert parts is not None
+    assert parts.final_loss == pytest.approx(whole.final_loss, rel=1e-4)
+    assert limits.known(of(64)) == limits.Limits()
+
+
+def test_limits_tighten_to_one_item_and_then_to_activations_computed_again() -> None:
+    one = spec(0)
+    batch, seen = one.recipe.batch_size, []
+    while (found := limits.tighten(one)) is not None:
+        seen.append((found.items, found.recompute))
+    assert seen[0] == (-(-batch // 2), False)
+    assert seen[-2:] == [(1, False), (1, True)]
+    limits.learn(one, 3)
+    assert limits.known(one) == limits.Limits(runs=3, items=1, recompute=True)
 
 
 @pytest.mark.slow
