@@ -128,10 +128,12 @@ def training_order(data: EncodedSet, batch_size: int, epochs: int, seed: object)
         for start in range(0, len(shuffled), WINDOW * batch_size):
             window = sorted(shuffled[start:start + WINDOW * batch_size], key=lambda i: data.items[i].size)
             groups.extend(window[i:i + batch_size] for i in range(0, len(window), batch_size))
-        # All runs of a pack need batches of equal size at every step: only full ones are shuffled.
+        # All runs of a pack need batches of equal size at every step: only full ones are shuffled. They are shuffled alike
+        # for all seeds, so that the batches of a pack are of like length and little is padded in it, too.
         full = [group for group in groups if len(group) == batch_size]
         short = [group for group in groups if len(group) < batch_size]
-        batches.extend(full[i] for i in torch.randperm(len(full), generator=generator).tolist())
+        alike = seeded("order of lengths", len(full), epoch)
+        batches.extend(full[i] for i in torch.randperm(len(full), generator=alike).tolist())
         batches.extend(short)
     return batches
 
