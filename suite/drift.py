@@ -236,8 +236,12 @@ def _presence(table: str, olds: Sequence[Run], matched: Mapping[Key, Run], name:
             lost[run.cell.spec.task.id, name(run.cell)].append(
                 (run, f"they are recorded as {new.record.status}: {new.record.reason or 'no reason given'}"))
     if not lost:
-        return [Finding("presence", table, "all", "all", "unchanged", False,
-                        f"all {_runs(len(olds))} of the baseline were run again", {"runs": len(olds)})]
+        own = sum(matched[run.key].record.started == run.record.started != "" for run in olds)
+        said = f"{_runs(len(olds))} of the baseline, none is lacking"
+        if own:
+            said += f"; {own} of them {'is' if own == 1 else 'are'} the baseline's own, not made again"
+        return [Finding("presence", table, "all", "all", "not comparable" if own == len(olds) else "unchanged", False, said,
+                        {"runs": len(olds), "own": own})]
     found = []
     for column in dict.fromkeys(task for task, _ in lost):
         rows = {row: missing for (task, row), missing in lost.items() if task == column}
@@ -485,9 +489,8 @@ def _evaluation(table: str, place: tuple[str, str], group: Sequence[Pair], train
     answers = sum(len(one.before) for one in known)
     p = 1.0
     if lost + gained:
-        sides = ({i: pd.Series(bits.astype(float), index=list(one.ids)) for i, (one, bits) in enumerate(zip(known, each, strict=True))}
-                 for each in ([one.after for one in known], [one.before for one in known]))
-        p = mcnemar(*sides)
+        p = mcnemar(*({seed: pd.Series(getattr(one, side).astype(float), index=list(one.ids))
+                       for seed, one in enumerate(known)} for side in ("after", "before")))
     said = f"{row} on {column}: of {answers:,} answers {lost} became wrong and {gained} right (McNemar p = {p:.2g})"
     red = p < ALPHA
     changed = [one.changed for one in known if one.changed is not None]
@@ -523,7 +526,7 @@ def _pooled(table: str, column: str, pairs: Sequence[Pair], margins: Margins) ->
             losses[pair.new.cell.row].append(float(np.mean(new)) - float(np.mean(old)))  # type: ignore[arg-type]
     found = []
     for measure, values in (("score", scores), ("loss", losses)):
-        if not values:
+        if len(values) < FEW_ROWS:
             continue
         rows = [float(np.mean(one)) for one in values.values()]
         mean, p = float(np.mean(rows)), _against_zero(rows)
@@ -542,10 +545,6 @@ def _pooled(table: str, column: str, pairs: Sequence[Pair], margins: Margins) ->
             numbers["allowed"] = allowed
             said += f"; {allowed:.2g} is allowed)"
             red = p < ALPHA and abs(mean) > allowed
-        if len(rows) < FEW_ROWS:
-            found.append(Finding("pooled", table, "all", column, "underpowered", False,
-                                 f"{said}; {FEW_ROWS} rows are needed to tell", numbers))
-            continue
         if red:
             said += "; something that all rows share has changed: " + (
                 "data, prompt, decoding or metric" if measure == "score" else "data order, base, optimiser or precision")
