@@ -42,7 +42,8 @@ def of_trail(**fields: Any) -> Callable[[Run], Run]:
 def flip(to_wrong: int, to_right: int) -> Callable[[Run], Run]:
     def act(run: Run) -> Run:
         bits = right(run).copy()
-        bits[np.flatnonzero(bits)[:to_wrong]], bits[np.flatnonzero(~bits)[:to_right]] = False, True
+        wrong, becoming = np.flatnonzero(bits)[:to_wrong], np.flatnonzero(~bits)[:to_right]
+        bits[wrong], bits[becoming] = False, True
         return answered(run, bits)
 
     return act
@@ -58,7 +59,8 @@ def reds(findings: list[Finding], gate: str) -> list[Finding]:
 def test_equal_runs_are_green_in_every_gate() -> None:
     found = judged(BEFORE)
     assert not red(found)
-    assert {finding.gate for finding in found} == {"presence", "setup", "training", "evaluation", "pooled", "speed", "memory"}
+    assert {finding.gate for finding in found} == {"presence", "setup", "training", "evaluation", "pooled", "speed",
+                                                   "memory"}
     assert sum(finding.gate == "evaluation" for finding in found) == 27
 
 
