@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.gate import imagined
+from reports.figures import looks
+from reports.history import figure
 from suite import history, paths
 from suite.errors import UserError
 
@@ -88,3 +91,20 @@ def test_false_steps_are_as_rare_as_stated_and_true_ones_are_found() -> None:
     assert false <= 5
     found = [history.steps([*rng.normal(size=20), *(2 + rng.normal(size=20))], alpha=0.01) for _ in range(40)]
     assert sum(len(one) == 1 and abs(one[0].at - 20) <= 3 for one in found) >= 34  # 95 % in 1,000 series
+
+
+def test_the_figure_marks_the_step_and_its_data_stand_beside_it(tmp_path: Path) -> None:
+    some = nights(12)
+    some[6:] = [one.model_copy(update={"points": [
+        point.model_copy(update={"score": 0.5}) if point.row == "row-1" else point for point in one.points]})
+        for one in some[6:]]
+    rows = ["row-0", "row-1"]
+    made = figure(some, "table", "score", looks(rows), {"row-0": "LoRA"}, tmp_path)
+    assert made is not None
+    assert made.alt == "mean score, % of 2 rows on 1 task over 12 nights; 1 step."
+    data = pd.read_csv(tmp_path / "table-history-score.csv")
+    assert len(data) == 24
+    assert data[data["step"] == 1][["row", "score"]].to_numpy().tolist() == [["row-1", 0.5]]
+    assert all((tmp_path / f"table-history-score.{suffix}").exists() for suffix in made.formats)
+    assert figure(some[:1], "table", "score", looks(rows), {}, tmp_path) is None
+    assert figure(some, "other", "score", looks(rows), {}, tmp_path) is None
