@@ -377,5 +377,5 @@ def shown(one: Baseline) -> tuple[list[str], list[list[Any]]]:
     return ["table", "row", "task", "mean %", "seeds", "95 % interval", "before"], rows
 
 
-__all__ = ["Acceptance", "Baseline", "Change", "accept", "check", "compare", "confirm", "every", "find", "named", "names", "note",
-           "read", "shown", "summary"]
+__all__ = ["Acceptance", "Baseline", "Change", "accept", "check", "compare", "confirm", "every", "find", "named", "names",
+           "note", "read", "shown", "summary"]

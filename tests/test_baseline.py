@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -26,12 +27,37 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUITE_MEASURED", str(tmp_path / "measured"))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, World]:
+    """Three rows on two tasks, made up and accepted once; every test works on a copy."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUITE_RESULTS", str(folder / "results"))
+        patch.setenv("SUITE_MEASURED", str(folder / "measured"))
+        of = world(study(rows=["head", "lora", "gora"], tasks=["movie-sentiment", "amazon-sentiment"], published=None))
+        patch.setattr(baseline, "planned", lambda study, scale: of.cells)
+        accept(of)
+    return folder, of
+
+
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> World:
-    """Three rows on two tasks; what is planned are the made-up cells."""
-    made = world(study(rows=["head", "lora", "gora"], tasks=["movie-sentiment", "amazon-sentiment"], published=None))
-    monkeypatch.setattr(baseline, "planned", lambda of, scale: made.cells)
-    return made
+def unaccepted(made: tuple[Path, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The runs, without a baseline. What is planned are the made-up cells."""
+    folder, of = made
+    monkeypatch.setattr(baseline, "planned", lambda study, scale: of.cells)
+    shutil.copytree(folder / "results", tmp_path / "results")
+    return World(of.study, of.scale, of.cells, dict(of.records))
+
+
+@pytest.fixture
+def small(made: tuple[Path, World], unaccepted: World, tmp_path: Path) -> World:
+    """The runs and their baseline `two-cores`."""
+    shutil.copytree(made[0] / "measured", tmp_path / "measured")
+    return unaccepted
+
+
+def stored() -> Path:
+    return paths.measured() / "synthetic-desk-two-cores"
 
 
 def accept(of: World, name: str = "two-cores", reason: str = WHY) -> Path:
@@ -48,7 +74,7 @@ def red(found: list[Finding]) -> set[str]:
 
 
 def test_what_was_accepted_is_read_again(small: World) -> None:
-    folder = accept(small)
+    folder = stored()
     assert sorted(path.name for path in folder.iterdir()) == [
         "accepted.jsonl", "details.jsonl", "figures", "items.json", "records.jsonl", "report.md", "tables"]
     found = baseline.read(folder)
@@ -68,28 +94,25 @@ def test_what_was_accepted_is_read_again(small: World) -> None:
 
 
 def test_it_is_small_enough_for_git(small: World) -> None:
-    folder = accept(small)
+    folder = stored()
     per_run = sum((folder / name).stat().st_size for name in ("details.jsonl", "records.jsonl")) / len(small.records)
     assert per_run < 6000
     assert (folder / "items.json").stat().st_size < 30_000
 
 
 def test_the_same_records_are_green_and_said_to_be_the_same(small: World) -> None:
-    accept(small)
     found = compare(small)
     assert not red(found)
     assert "12 of them are the baseline's own, not made again" in found[0].said
 
 
 def test_a_run_that_is_not_there_is_red_unless_it_was_not_asked_for(small: World) -> None:
-    accept(small)
     without = {run: record for run, record in small.records.items() if record.spec.method.id != "gora"}
     assert red(compare(small, without)) == {"presence"}
     assert not red(compare(small, without, ("method=lora,head",)))
 
 
 def test_a_damaged_table_of_now_is_red(small: World) -> None:
-    accept(small)
     (small.record("lora", "movie-sentiment").folder / "predictions.parquet").write_bytes(b"PAR1 cut off")
     found = [finding for finding in compare(small) if finding.red]
     assert {(finding.gate, finding.row, finding.verdict) for finding in found} == {
@@ -97,7 +120,6 @@ def test_a_damaged_table_of_now_is_red(small: World) -> None:
 
 
 def test_a_curve_that_moved_is_found_from_the_disk(small: World) -> None:
-    accept(small)
     file = small.record("lora", "movie-sentiment").folder / "curves.parquet"
     curves = pd.read_parquet(file)
     curves["loss"] += 0.01
@@ -107,7 +129,6 @@ def test_a_curve_that_moved_is_found_from_the_disk(small: World) -> None:
 
 
 def test_replacing_keeps_the_log_with_old_and_new_means(small: World) -> None:
-    accept(small)
     score = small.record("lora", "movie-sentiment").scores[0]
     before = [small.record("lora", "movie-sentiment", seed).scores[0].value for seed in (0, 1)]
     for seed in (0, 1):
@@ -129,14 +150,14 @@ def test_replacing_keeps_the_log_with_old_and_new_means(small: World) -> None:
     ("../up", WHY, "--name '../up'"),
     ("two-cores", "because", "--reason 'because': say in a few words"),
 ])
-def test_a_wrong_name_or_reason_is_refused(small: World, name: str, reason: str, said: str) -> None:
+def test_a_wrong_name_or_reason_is_refused(unaccepted: World, name: str, reason: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        accept(small, name, reason)
+        accept(unaccepted, name, reason)
     assert not paths.measured().exists()
 
 
 def test_a_study_that_is_not_whole_is_refused_and_the_old_baseline_stays(small: World) -> None:
-    folder = accept(small)
+    folder = stored()
     before = (folder / "records.jsonl").read_bytes()
     gone = small.record("lora", "movie-sentiment")
     (gone.folder / "record.json").unlink()
@@ -146,17 +167,19 @@ def test_a_study_that_is_not_whole_is_refused_and_the_old_baseline_stays(small: 
     assert [path.name for path in paths.measured().iterdir()] == [folder.name]
 
 
-def test_without_a_baseline_the_sentence_says_how_to_make_one(small: World) -> None:
+def test_without_a_baseline_the_sentence_says_how_to_make_one(unaccepted: World) -> None:
     with pytest.raises(UserError, match="study synthetic has no baseline at desk; `suite baseline accept"):
-        compare(small)
-    accept(small)
+        compare(unaccepted)
+
+
+def test_a_name_that_is_none_is_told_those_there_are(small: World) -> None:
     with pytest.raises(UserError, match="--name h100: study synthetic at desk has baseline two-cores"):
         baseline.find("synthetic", "desk", "h100")
 
 
 def test_of_several_baselines_the_one_of_this_machine_is_taken(small: World) -> None:
-    accept(small)
-    other = accept(small, "h100")
+    other = stored().with_name("synthetic-desk-h100")
+    shutil.copytree(stored(), other)
     text = (other / "records.jsonl").read_text().replace("Some processor", "Another processor")
     (other / "records.jsonl").write_text(text)
     here = next(iter(small.records.values()))
@@ -167,7 +190,7 @@ def test_of_several_baselines_the_one_of_this_machine_is_taken(small: World) -> 
 
 @pytest.mark.parametrize("file", ["records.jsonl", "details.jsonl", "items.json", "accepted.jsonl"])
 def test_a_damaged_file_is_named(small: World, file: str) -> None:
-    folder = accept(small)
+    folder = stored()
     (folder / file).write_text('{"half": \n', encoding="utf-8")
     with pytest.raises(UserError, match=rf"{file}.*bring it back from git"):
         compare(small)
@@ -181,7 +204,6 @@ def test_rows_are_called_by_budget_and_rate_where_there_are_several() -> None:
 
 
 def test_a_comparison_is_kept_in_the_history(small: World) -> None:
-    accept(small)
     assert baseline.check(small.study, "desk", small.cells, small.records, ("method=lora",))
     assert history.load("synthetic", "desk") == []  # a part is no night
     assert baseline.check(small.study, "desk", small.cells, small.records) == compare(small)
@@ -194,15 +216,14 @@ def test_a_comparison_is_kept_in_the_history(small: World) -> None:
 
 
 def test_a_second_look_needs_fresh_seeds(small: World) -> None:
-    accept(small)
     failed = Finding("training", "classification", "lora", "movie-sentiment", "changed", True, "it moved")
     assert baseline.confirm(small.study, "desk", small.cells, small.records, []) == []
     with pytest.raises(UserError, match="keeps no fresh seeds to confirm with; accept it with --spare next time"):
         baseline.confirm(small.study, "desk", small.cells, small.records, [failed])
 
 
-def test_the_command_accepts_lists_and_shows(small: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suite.study.load", lambda name: small.study)
+def test_the_command_accepts_lists_and_shows(unaccepted: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suite.study.load", lambda name: unaccepted.study)
     run = CliRunner()
 
     done = run.invoke(cli.app, ["baseline", "accept", "synthetic", "--name", "two-cores", "--reason", WHY])
