@@ -31,7 +31,7 @@ from rich.console import Console
 from suite import drift, history, paths, records, snapshot, statistics
 from suite.drift import Items, Key, Run, Trail
 from suite.errors import UserError, one_of
-from suite.records import Record
+from suite.records import Record, Score
 from suite.study import Cell, Scale, Study, select
 from suite.study import cells as planned
 from suite.verdicts import Finding
@@ -150,8 +150,8 @@ def _acceptance(study: Study, scale: str, reason: str, before: Baseline | None, 
     old, new = (_scores(study, scale, side) for side in (before.runs if before else {}, runs))
     changes = []
     for (table, row, column), scores in new.items():
-        found = statistics.summarise(scores)
-        then = old.get((table, row, column))
+        found = statistics.summarise([score.value for score in scores], scores[0].items)
+        then = [score.value for score in old.get((table, row, column), ())]
         if found is not None:
             changes.append(Change(table=table, row=row, column=column, old=sum(then) / len(then) if then else None,
                                   new=found.mean, seeds=found.seeds, low=found.interval.low if found.interval else None,
@@ -164,11 +164,11 @@ def _acceptance(study: Study, scale: str, reason: str, before: Baseline | None, 
                       changes=changes)
 
 
-def _scores(study: Study, scale: str, runs: Mapping[Key, Run]) -> dict[tuple[str, str, str], list[float]]:
-    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+def _scores(study: Study, scale: str, runs: Mapping[Key, Run]) -> dict[tuple[str, str, str], list[Score]]:
+    found: dict[tuple[str, str, str], list[Score]] = defaultdict(list)
     for run in runs.values():
         if run.record.score is not None:
-            found[run.cell.table, named(study, scale, run.cell), run.cell.spec.task.id].append(run.record.score.value)
+            found[run.cell.table, named(study, scale, run.cell), run.cell.spec.task.id].append(run.record.score)
     return found
 
 

@@ -493,7 +493,7 @@ def _evaluation(table: str, place: tuple[str, str], group: Sequence[Pair], train
         for seed, one in enumerate(known):
             flipped = np.flatnonzero(one.before != one.after)  # the rest says nothing
             for side, bits in zip(sides, (one.after, one.before), strict=True):
-                side[seed] = pd.Series(bits[flipped].astype(float), index=[one.ids[i] for i in flipped])
+                side[seed] = pd.Series(bits[flipped].astype(float), index=[one.ids[i] for i in flipped.tolist()])
         p = mcnemar(*sides)
     said = f"{row} on {column}: of {answers:,} answers {lost} became wrong and {gained} right (McNemar p = {p:.2g})"
     red = p < ALPHA
