@@ -67,15 +67,16 @@ def figure(nights: Sequence[Night], table: str, measure: Measure, looks: Mapping
                     axis.axvline(i, color=MUTED, linewidth=0.8, linestyle=":")
             axis.set_title(column)
             shown = sorted({0, (len(nights) - 1) // 2, len(nights) - 1})
-            axis.set_xticks(shown, [nights[i].time[:10] for i in shown])
+            axis.set_xticks(shown, [nights[i].time[5:10] for i in shown])  # month and day
             axis.set_xlim(-0.5, len(nights) - 0.5)
         axes[0].set_ylabel(said)
         names = [labels.get(row, row) for row in rows]
         lines = [Line2D([], [], color=looks[row.partition(" ")[0]].colour, marker=looks[row.partition(" ")[0]].marker,
                         linestyle=looks[row.partition(" ")[0]].dash, markersize=4) for row in rows]
         drawn.legend(lines, names, loc="lower center", ncols=min(4, len(rows)), facecolor=PAPER)
-        caption = (f"{said[0].upper()}{said[1:]} of the last {len(nights)} nights. A ring marks the first night of a step: "
-                   f"a change of level that a permutation test finds at {history.ALPHA:g}. Dotted: nights that were red.")
+        caption = (f"{said[0].upper()}{said[1:]} of the last {len(nights)} nights, {nights[0].time[:10]} to "
+                   f"{nights[-1].time[:10]}. A ring marks the first night of a step: a change of level that a permutation "
+                   f"test finds at {history.ALPHA:g}. Dotted: nights that were red.")
         alt = (f"{said} of {numbers.several(len(rows), 'row')} on {numbers.several(len(columns), 'task')} over "
                f"{len(nights)} nights; {numbers.several(steps, 'step')}.")
         return finish(drawn, f"{table}-history-{measure}", caption, alt, folder, data)
