@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.gate import imagined
 from reports.figures import looks
-from reports.history import figure
+from reports.nights import figure
 from suite import history, paths
 from suite.errors import UserError
 
@@ -102,9 +102,9 @@ def test_the_figure_marks_the_step_and_its_data_stand_beside_it(tmp_path: Path) 
     made = figure(some, "table", "score", looks(rows), {"row-0": "LoRA"}, tmp_path)
     assert made is not None
     assert made.alt == "mean score, % of 2 rows on 1 task over 16 nights; 1 step."
-    data = pd.read_csv(tmp_path / "table-history-score.csv")
+    data = pd.read_csv(tmp_path / "table-nights-score.csv")
     assert len(data) == 32
     assert data[data["step"] == 1][["row", "score"]].to_numpy().tolist() == [["row-1", 0.5]]
-    assert all((tmp_path / f"table-history-score.{suffix}").exists() for suffix in made.formats)
+    assert all((tmp_path / f"table-nights-score.{suffix}").exists() for suffix in made.formats)
     assert figure(some[:1], "table", "score", looks(rows), {}, tmp_path) is None
     assert figure(some, "other", "score", looks(rows), {}, tmp_path) is None

@@ -79,4 +79,4 @@ def figure(nights: Sequence[Night], table: str, measure: Measure, looks: Mapping
                    f"test finds at {history.ALPHA:g}. Dotted: nights that were red.")
         alt = (f"{said} of {numbers.several(len(rows), 'row')} on {numbers.several(len(columns), 'task')} over "
                f"{len(nights)} nights; {numbers.several(steps, 'step')}.")
-        return finish(drawn, f"{table}-history-{measure}", caption, alt, folder, data)
+        return finish(drawn, f"{table}-nights-{measure}", caption, alt, folder, data)
