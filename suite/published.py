@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from suite import paths, yamlfile
+from suite.conventions import Conventions
 from suite.errors import UserError, one_of
 from suite.specs import Frozen
 
@@ -94,7 +95,9 @@ class Claim(Frozen):
 
 
 class PublishedTable(Frozen):
-    """One published table. Of a table whose numbers we do not have, `missing` says what is still to be transcribed."""
+    """One published table. Of a table whose numbers we do not have, `missing` says what is still to be transcribed.
+
+    `conventions` is what of the protocol `suite regress` can compare with ours; what is not stated there is not known."""
 
     id: str
     paper: Source
@@ -105,6 +108,7 @@ class PublishedTable(Frozen):
     headline_claims: tuple[Claim, ...] = ()
     caveats: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    conventions: Conventions = Conventions()
 
     @model_validator(mode="after")
     def _empty_tables_say_what_is_missing(self) -> PublishedTable:
@@ -147,6 +151,9 @@ def _problems(table: PublishedTable, stem: str) -> list[tuple[str, str]]:
         found.append(("id", f"{table.id!r} must be the file's name, {stem!r}"))
     if len(set(table.columns)) != len(table.columns):
         found.append(("columns", "a column stands twice"))
+    for column in table.conventions.columns:
+        if column not in table.columns:
+            found.append((f"conventions.columns.{column}", f"unknown column; use {one_of(table.columns)}"))
     for index, row in enumerate(table.rows):
         key = f"rows.{index}.cells"
         for column in row.cells:
