@@ -6,11 +6,12 @@ before anything is run. `docs/verdicts.md` has the rule in formulas.
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 import statistics as plain
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,12 +42,14 @@ class Spread(NamedTuple):
     dof: float
 
 
+NO_SPREAD = Spread(0.0, math.inf)
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What two means say: everything in points; `low` and `high` bound the difference at 1 - 2 `ALPHA`.
 
-    `needed`: seeds of ours that would give "reproduced" with probability `POWER` if there was no difference; None: no number up
-    to `MOST_SEEDS` would. Without any spread to go by there is no interval and no error.
+    Without any spread to go by there is no interval and no error.
     """
 
     verdict: Verdict
@@ -57,7 +60,54 @@ class Judgement:
     error: float | None = None
     dof: float | None = None
     p: float | None = None
-    needed: int | None = None
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How sure the two means of a comparison are: the spread of each, over how many seeds the paper's is a mean.
+
+    `shared`: one estimate of the spread serves both, so that its freedom counts once. `sampling`: variance of our mean from
+    scoring fewer items than the paper.
+    """
+
+    ours: Spread
+    theirs: Spread
+    printed: int
+    shared: bool
+    sampling: float
+
+    @classmethod
+    def of(cls, ours: Sequence[float], sd: float | None, seeds: int | None, pooled: Spread | None,
+           sampling: float) -> Sides | None:
+        """From our scores and what a paper prints; `pooled` stands in for a side without a spread of its own. None: nothing
+        tells how much seeds matter."""
+        count = seeds or 1
+        own = Spread(plain.stdev(ours), len(ours) - 1) if len(ours) > 1 else pooled
+        theirs = Spread(sd, max(1, count - 1)) if sd is not None else pooled or own
+        if own is None or theirs is None:
+            return None
+        shared = sd is None and theirs.dof == own.dof  # pooled over no other rows than ours
+        return cls(own, theirs, count, shared, sampling)
+
+    def error(self, seeds: int, dof: float | None = None) -> tuple[float, float]:
+        """Standard error of the difference with so many seeds of ours, and its degrees of freedom (Welch 1947, Satterthwaite
+        1946). `dof`: of our own spread, when it is not that of the scores at hand."""
+        parts = [(self.ours.sd**2 / seeds, dof or self.ours.dof), (self.theirs.sd**2 / self.printed, self.theirs.dof)]
+        if self.shared:
+            parts = [(parts[0][0] + parts[1][0], parts[0][1])]
+        parts.append((self.sampling, math.inf))
+        total = sum(part for part, _ in parts)
+        weight = sum(part**2 / freedom for part, freedom in parts)
+        return math.sqrt(total), total**2 / weight if weight > 0 else math.inf
+
+    def needed(self, margin: float) -> int | None:
+        """Seeds of ours that give "reproduced" with probability `POWER` if there is no difference; None: no number up to
+        `MOST_SEEDS` does."""
+        def chance(seeds: int) -> float:
+            return power(*self.error(seeds, seeds - 1), margin)
+
+        found = bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=chance) + 2
+        return found if found <= MOST_SEEDS else None
 
 
 def judge(ours: Sequence[float], printed: float, sd: float | None, seeds: int | None, pooled: Spread | None,
@@ -74,16 +124,13 @@ def judge(ours: Sequence[float], printed: float, sd: float | None, seeds: int | 
     """
     if not ours:
         raise ValueError("there are no scores to judge")
-    count = seeds or 1
     difference = plain.fmean(ours) - printed
-    if sd is not None and count > 1:
-        margin = max(margin, implied(sd, count))
-    own = Spread(plain.stdev(ours), len(ours) - 1) if len(ours) > 1 else pooled
-    theirs = Spread(sd, max(1, count - 1)) if sd is not None else pooled or own
-    if own is None or theirs is None:
+    if sd is not None and seeds is not None and seeds > 1:
+        margin = max(margin, implied(sd, seeds))
+    sides = Sides.of(ours, sd, seeds, pooled, sampling)
+    if sides is None:
         return Judgement("underpowered", difference, margin)
-    shared = own is theirs  # one estimate serves both sides: its freedom counts once
-    error, dof = _error(own, len(ours), theirs, count, shared, sampling)
+    error, dof = sides.error(len(ours))
     low, high, p = equivalence(difference, error, dof, margin, ALPHA)
     verdict: Verdict = "underpowered"
     if p <= ALPHA:
@@ -92,13 +139,7 @@ def judge(ours: Sequence[float], printed: float, sd: float | None, seeds: int | 
         verdict = "not reproduced"
     elif low > margin:
         verdict = "better"
-    needed = None
-    for more in range(2, MOST_SEEDS + 1):
-        freedom = Spread(own.sd, own.dof if own is pooled else more - 1)
-        if power(*_error(freedom, more, theirs, count, shared, sampling), margin) >= POWER:
-            needed = more
-            break
-    return Judgement(verdict, difference, margin, low, high, error, dof, p, needed)
+    return Judgement(verdict, difference, margin, low, high, error, dof, p)
 
 
 def implied(sd: float, seeds: int) -> float:
@@ -110,21 +151,10 @@ def implied(sd: float, seeds: int) -> float:
 
 
 def power(error: float, dof: float, margin: float) -> float:
-    """The chance of "reproduced" when there is no difference (the error taken as known)."""
+    """The chance of "reproduced" when there is no difference and the error is what it is estimated to be."""
     if error == 0:
         return 1.0
     return max(0.0, 2 * float(stats.t.cdf(margin / error - stats.t.ppf(1 - ALPHA, dof), dof)) - 1)
-
-
-def _error(ours: Spread, count: int, theirs: Spread, printed: int, shared: bool, sampling: float) -> tuple[float, float]:
-    """Standard error of the difference and its degrees of freedom (Welch 1947, Satterthwaite 1946)."""
-    parts = [(ours.sd**2 / count, ours.dof), (theirs.sd**2 / printed, theirs.dof)]
-    if shared:
-        parts = [(parts[0][0] + parts[1][0], ours.dof)]
-    parts.append((sampling, math.inf))
-    total = sum(part for part, _ in parts)
-    weight = sum(part**2 / dof for part, dof in parts)
-    return math.sqrt(total), total**2 / weight if weight > 0 else math.inf
 
 
 def compare(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, Record]) -> list[Finding]:
@@ -195,7 +225,7 @@ class _Comparison:
         differing = gaps(place.cells[0].spec, place.part, self.source.base, self.source.conventions.of(place.column))
         scores = self._scores(place)
         return self._verdict(key, place.column, cell, differing, [place], scores, cell.sd if cell else None,
-                             self._pooled(place.column), self._sampling(place, scores))
+                             self._pooled(place), self._sampling(place, scores))
 
     def _average(self, key: str, row: PublishedRow, places: Sequence[_Place]) -> Finding:
         """The mean over the columns. A paper prints no spread of it: that of its cells, which are runs apart, makes one."""
@@ -210,7 +240,7 @@ class _Comparison:
         sd = cell.sd if cell else None
         if sd is None and len(spreads) == len(places):
             sd = math.hypot(*spreads) / len(spreads)
-        pools = [self._pooled(place.column) for place in places]
+        pools = [self._pooled(place) for place in places]
         pooled = None
         if all(pools):
             pooled = Spread(math.hypot(*(p.sd for p in pools if p)) / len(pools), min(p.dof for p in pools if p))
@@ -229,6 +259,9 @@ class _Comparison:
                            {"published_table": self.source.id})
         gates = cell.evidence in GATING and not excused
         planned = {c.spec.seed for place in places for c in place.cells}
+        if not scores and all(record.status == "skipped" for record in self._records(places)) and self._records(places):
+            return Finding("published", self.name, key, column, "not comparable", False,
+                           f"skipped here: {self._records(places)[0].reason}", {"published_table": self.source.id})
         if not scores:
             return Finding("published", self.name, key, column, "missing", gates,
                            f"{self._fates(places)}; {cell.mean:.2f} in the paper",
@@ -236,13 +269,17 @@ class _Comparison:
         seeds = seed_count(self.source.protocol.seeds)
         values = [scores[seed] for seed in sorted(scores)]
         made = judge(values, cell.mean, sd, seeds, pooled, self.table.margins.score, sampling)
-        said = [_sentence(made, values, cell.mean, sd, seeds)]
+        sides = Sides.of(values, sd, seeds, pooled, sampling)
+        needed = sides.needed(made.margin) if sides else None
+        said = [_sentence(made, values, cell.mean, sd, seeds, needed)]
         if len(values) < len(planned):
             said.append(f"Only {len(values)} of {len(planned)} planned seeds have a score.")
         diverged = sum(record.status == "diverged" for record in self._records(places))
         if diverged:
             said.append(f"{diverged} runs diverged and count with the score that they got.")
-        if sd is None:
+        if pooled == NO_SPREAD:
+            said.append("Nothing is trained, so seeds make no difference.")
+        elif sd is None:
             said.append("The paper prints no spread" + (f": {pooled.sd:.2f}, our rows' on this task, stands for it."
                                                         if pooled else "."))
         elif cell.sd is None:
@@ -255,13 +292,13 @@ class _Comparison:
             said.append(f"Never fails: the printed number is {EVIDENCE_LABELS[cell.evidence]}.")
         if excused:
             said.append(f"Never fails: {'; '.join(gap.said for gap in excused)}.")
-        numbers = {
+        numbers: dict[str, float | int | str | None] = {
             "published_table": self.source.id, "evidence": cell.evidence, "gates": int(gates), "ours": plain.fmean(values),
             "ours_sd": plain.stdev(values) if len(values) > 1 else None, "ours_seeds": len(values), "published": cell.mean,
             "published_sd": sd, "published_seeds": seeds, "pooled_sd": pooled.sd if pooled else None,
             "difference": made.difference, "low": made.low, "high": made.high, "margin": made.margin, "error": made.error,
             "dof": made.dof if made.dof is not None and math.isfinite(made.dof) else None, "p": made.p,
-            "seeds_needed": made.needed, "diverged": diverged,
+            "seeds_needed": needed, "diverged": diverged,
         }
         return Finding("published", self.name, key, column, made.verdict, gates and made.verdict == "not reproduced",
                        " ".join(said), numbers)
@@ -303,8 +340,10 @@ class _Comparison:
                 if record.status in ("finished", "diverged") for score in record.scores
                 if score.part == place.part and (place.part is not None or score is record.score)}
 
-    def _pooled(self, column: str) -> Spread | None:
-        return self._spreads.get(column)
+    def _pooled(self, place: _Place) -> Spread | None:
+        """The spread over seeds of a column; none at all of a method that trains nothing."""
+        trains = registry.method(place.cells[0].spec.method.id).trains
+        return NO_SPREAD if trains == "nothing" else self._spreads.get(place.column)
 
     @cached_property
     def _spreads(self) -> dict[str, Spread]:
@@ -354,12 +393,8 @@ def seed_count(told: int | str | None) -> int | None:
     return told
 
 
-def harden(findings: Sequence[Finding], verdicts: Sequence[Verdict]) -> list[Finding]:
-    """The findings, with those of these verdicts red that may fail at all."""
-    return [replace(one, red=True) if one.verdict in verdicts and one.numbers.get("gates", 1) else one for one in findings]
-
-
-def _sentence(made: Judgement, values: Sequence[float], printed: float, sd: float | None, seeds: int | None) -> str:
+def _sentence(made: Judgement, values: Sequence[float], printed: float, sd: float | None, seeds: int | None,
+              needed: int | None) -> str:
     spread = f", SD {plain.stdev(values):.2f}" if len(values) > 1 else ""
     paper = [f"{seeds} seed{'s' * (seeds != 1)}"] if seeds is not None else []
     paper += [f"SD {sd:.2f}"] if sd is not None else []
@@ -367,7 +402,7 @@ def _sentence(made: Judgement, values: Sequence[float], printed: float, sd: floa
     there = f"{printed:.2f} in the paper" + (f" ({', '.join(paper)})" if paper else "")
     if made.low is None or made.high is None:
         return f"{here}, {there}: {made.difference:+.2f}, and no spread over seeds to say how sure that is."
-    gap = f"{made.difference:+.2f} [{made.low:+.2f}, {made.high:+.2f}]"
+    gap = f"{made.difference:+.2f} [{made.low:+.2f}, {made.high:+.2f}]".replace("-", "−")
     limit = f"±{made.margin:.2f} points"
     ends = {
         "reproduced": f"inside {limit}.",
@@ -375,10 +410,10 @@ def _sentence(made: Judgement, values: Sequence[float], printed: float, sd: floa
         "better": f"above what {limit} allow: better than printed asks for a look as well (leakage, another metric, more "
                   "training).",
         "underpowered": f"reaches over ±{made.margin:.2f} points; " + (
-            f"{made.needed} seeds would do." if made.needed and made.needed > len(values) else
-            "more seeds may tell." if made.needed else "no number of seeds of ours would do: the paper's own spread is too wide."),
+            f"{needed} seeds would do." if needed and needed > len(values) else "more seeds may tell." if needed else
+            f"not even {MOST_SEEDS} seeds of ours would do."),
     }
-    return f"{here}, {there}: {gap} {ends[made.verdict]}".replace("-", "−")
+    return f"{here}, {there}: {gap} {ends[made.verdict]}"
 
 
 def _listed(names: Sequence[str]) -> str:

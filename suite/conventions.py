@@ -50,7 +50,7 @@ class Convention(Frozen):
 
     def over(self, other: Convention) -> Convention:
         """This one, with what `other` says in place of what is not known here."""
-        return Convention(**{**_known(other), **_known(self)})
+        return Convention.model_validate({**_known(other), **_known(self)})
 
 
 class Conventions(Convention):
@@ -60,7 +60,7 @@ class Conventions(Convention):
 
     def of(self, column: str) -> Convention:
         """The convention of a column."""
-        return self.columns.get(column, Convention()).over(Convention(**_known(self)))
+        return self.columns.get(column, Convention()).over(Convention.model_validate(_known(self)))
 
 
 class Gap(Frozen):

@@ -57,8 +57,8 @@ class Row(Frozen):
 class PublishedRef(Frozen):
     """The published table this one is held against; `rows` maps our row names to the method names in it.
 
-    `tasks` maps our tasks (or TASK/PART) to columns of it where the names differ. `despite`: what may differ, or not be known
-    of the paper, without that a verdict is withheld; such a verdict is shown and never fails."""
+    `tasks` maps our tasks (or TASK/PART) to columns of it where the names differ. `despite`: what may differ, or be
+    unknown, without that a verdict is withheld; such a verdict is shown and never fails."""
 
     table: str
     columns: tuple[str, ...] = ()
