@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from scipy import stats
 
 from suite import published, registry
-from suite.conventions import WORDS, Gap, gaps
+from suite.conventions import WORDS, Gap, gaps, told
 from suite.published import AVERAGE, EVIDENCE_LABELS, Evidence, PublishedCell, PublishedRow
 from suite.records import Record
 from suite.statistics import equivalence
@@ -213,7 +213,7 @@ class _Comparison:
                 spec = place.cells[0].spec
                 differing = [gap for gap in gaps(spec, place.part, self.source.base, self.source.conventions)
                              if gap.name == "base"]
-                data = f"data: {place.column} here, {_listed(self.columns)} in the paper"
+                data = f"data: no column of the paper's table is of {place.column} (it has {_listed(self.columns)})"
                 found.append(self._incomparable(key, place.column, [*differing, Gap(name="data", said=data)], None))
         whole = {place.column for place in places} == set(self.columns) - {AVERAGE}
         if AVERAGE in self.columns and whole and len(places) > 1:
@@ -291,7 +291,7 @@ class _Comparison:
         if cell.evidence not in GATING:
             said.append(f"Never fails: the printed number is {EVIDENCE_LABELS[cell.evidence]}.")
         if excused:
-            said.append(f"Never fails: {'; '.join(gap.said for gap in excused)}.")
+            said.append(f"Never fails: {told(excused)}.")
         numbers: dict[str, float | int | str | None] = {
             "published_table": self.source.id, "evidence": cell.evidence, "gates": int(gates), "ours": plain.fmean(values),
             "ours_sd": plain.stdev(values) if len(values) > 1 else None, "ours_seeds": len(values), "published": cell.mean,
@@ -304,7 +304,7 @@ class _Comparison:
                        " ".join(said), numbers)
 
     def _incomparable(self, key: str, column: str, differing: Sequence[Gap], cell: PublishedCell | None) -> Finding:
-        return Finding("published", self.name, key, column, "not comparable", False, "; ".join(g.said for g in differing),
+        return Finding("published", self.name, key, column, "not comparable", False, told(differing),
                        {"published_table": self.source.id, "differs": ", ".join(WORDS[g.name] for g in differing),
                         "published": cell.mean if cell else None})
 
@@ -369,13 +369,12 @@ class _Comparison:
         return 1e4 * share * (1 - share) / some * (whole - some) / (whole - 1)
 
     def _fates(self, places: Sequence[_Place]) -> str:
-        records = self._records(places)
-        planned = sum(len(place.cells) for place in places)
-        fates = {status: sum(r.status == status for r in records) for status in ("failed", "skipped", "diverged")}
-        told = [f"{count} {status}" for status, count in fates.items() if count]
-        if planned > len(records):
-            told.append(f"{planned - len(records)} not run")
-        return f"no score here ({', '.join(told) or 'no seed has all tasks'})"
+        """Why there is no score: what became of the runs."""
+        found = self._records(places)
+        counts = {status: sum(r.status == status for r in found) for status in ("failed", "skipped", "diverged")}
+        counts["not run"] = sum(len(place.cells) for place in places) - len(found)
+        fates = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)
+        return f"no score here ({fates or 'no seed has all tasks'})"
 
 
 def line(table: Table, cell: Cell) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from suite.errors import UserError
+from suite.errors import UserError, one_of
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Benchmarks of parameter-efficient fine-tuning: fair sweeps, honest numbers, the papers' tables.")
@@ -31,7 +31,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 Executor = Literal["local", "ray"]
 Pack = Annotated[str, typer.Option("--pack", help="Runs trained together over one frozen base: auto, or a number.")]
 Against = Literal["published", "baseline"]
-FailOn = Literal["better", "underpowered"]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
 
@@ -229,7 +228,7 @@ def regress(
     study: StudyName,
     against: Annotated[Against, typer.Option(help="published: the papers' tables; baseline: a stored snapshot of our own.")],
     scale: ScaleName = "desk", only: Only = None,
-    fail_on: Annotated[list[FailOn] | None, typer.Option(
+    fail_on: Annotated[list[str] | None, typer.Option(
         "--fail-on", help="Fail for this verdict as well: better or underpowered. May be repeated.")] = None,
     markdown: Annotated[Path | None, typer.Option(
         help="Write a summary for a CI job page; added to the file when it is $GITHUB_STEP_SUMMARY.")] = None,
@@ -241,6 +240,9 @@ def regress(
     from suite import records, regression, tracking, verdict_output
     from suite import study as studies
 
+    for verdict in fail_on or ():
+        if verdict not in regression.OPTIONAL:
+            raise UserError(f"--fail-on {verdict}: use {one_of(regression.OPTIONAL)}")
     found = studies.load(study)
     cells = studies.cells(found, _scale(scale), only or ())
     known = records.load_many(cell.spec.id for cell in cells)
@@ -396,7 +398,6 @@ def _pack(text: str) -> int | None:
 
 def _scale(name: str) -> Any:
     """The name, checked. A study may lack a scale; that is told when its edition is asked for."""
-    from suite.errors import one_of
     from suite.study import SCALES
 
     if name not in SCALES:

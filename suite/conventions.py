@@ -6,7 +6,7 @@ comparable when all that must be known is known, and nothing that is known diffe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import Field
@@ -25,7 +25,7 @@ NEEDED: frozenset[Name] = frozenset({"base", "data", "metric", "statistic", "sel
 Excusable = Literal["statistic", "selection", "trained_on", "decoding", "scoring", "loss"]
 WORDS: Mapping[Name, str] = {
     "base": "base", "data": "data", "metric": "metric", "statistic": "statistic over seeds", "selection": "selection",
-    "trained_on": "number of training items", "decoding": "decoding", "scoring": "way of answering",
+    "trained_on": "training items", "decoding": "decoding", "scoring": "way of answering",
     "loss": "part of the text that carries loss",
 }
 
@@ -64,21 +64,26 @@ class Conventions(Convention):
 
 
 class Gap(Frozen):
-    """One thing in which a published score and ours differ, or of which one is not known."""
+    """One thing in which a published score and ours differ. `said` is empty when the paper's is not known."""
 
     name: Name
-    said: str
+    said: str = ""
 
     @classmethod
     def between(cls, name: Name, ours: object, theirs: object) -> Self:
-        what = WORDS[name]
+        """The gap between two values, of which None is not known."""
         if theirs is None:
-            return cls(name=name, said=f"the paper's {what} is not known")
-        if ours is None:
-            return cls(name=name, said=f"{what}: no public split as a whole here, {theirs} in the paper")
-        if isinstance(ours, int) and isinstance(theirs, int):
-            return cls(name=name, said=f"{what}: {ours:,} here, {theirs:,} in the paper")
-        return cls(name=name, said=f"{what}: {ours} here, {theirs} in the paper")
+            return cls(name=name)
+        here = "no public split as a whole" if ours is None else f"{ours:,}" if isinstance(ours, int) else ours
+        there = f"{theirs:,}" if isinstance(theirs, int) else theirs
+        return cls(name=name, said=f"{WORDS[name]}: {here} here, {there} in the paper")
+
+
+def told(found: Sequence[Gap]) -> str:
+    """Gaps in words: what differs, then what is not known of the paper."""
+    unknown = ", ".join(WORDS[gap.name] for gap in found if not gap.said)
+    said = [gap.said for gap in found if gap.said]
+    return "; ".join([*said, f"not known of the paper: {unknown}"] if unknown else said)
 
 
 def ours(spec: RunSpec, part: str | None = None) -> Convention:

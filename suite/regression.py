@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from suite.study import Cell, Study
 
 Against = Literal["published", "baseline"]
-AGAINST: tuple[Against, ...] = ("published", "baseline")
+#: Verdicts that fail when it is asked for.
+OPTIONAL: tuple[Verdict, ...] = ("better", "underpowered")
 #: Verdicts as they are shown: what asks for somebody's attention first.
 ORDER: tuple[Verdict, ...] = ("not reproduced", "changed", "missing", "better", "underpowered", "reproduced", "unchanged",
                               "not comparable")
@@ -82,7 +83,7 @@ class Regression(BaseModel):
 
 
 def run(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, Record], against: Against,
-        only: Sequence[str] = (), fail_on: Sequence[Verdict] = (), baseline: str | None = None) -> Regression:
+        only: Sequence[str] = (), fail_on: Sequence[str] = (), baseline: str | None = None) -> Regression:
     """Compare the study's records with the published tables, or with the baseline of that name, and keep what was found.
 
     Verdicts in `fail_on` are red as well, where the number may fail at all.
@@ -106,7 +107,7 @@ def run(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, Rec
     return made
 
 
-def harden(findings: Sequence[Finding], verdicts: Sequence[Verdict]) -> list[Finding]:
+def harden(findings: Sequence[Finding], verdicts: Sequence[str]) -> list[Finding]:
     """The findings, with those of these verdicts red. A number says by `gates` 0 that it never fails."""
     return [replace(one, red=True) if one.verdict in verdicts and one.numbers.get("gates", 1) else one for one in findings]
 

@@ -44,7 +44,7 @@ class Told:
     said: str
 
 
-def lines(study: Study, findings: Sequence[Finding]) -> list[Told]:
+def lines(study: Study, scale: str, findings: Sequence[Finding]) -> list[Told]:
     """The findings of one table as lines: unchanged ones are counted by gate, and equal reasons are told once."""
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for position, one in enumerate(findings):
@@ -58,18 +58,21 @@ def lines(study: Study, findings: Sequence[Finding]) -> list[Told]:
     for same in groups.values():
         first, several = same[0], len(same) > 1
         counted = several and first.verdict == "unchanged"
-        rows = "" if counted else ", ".join(dict.fromkeys(row_name(study, one.row) for one in same))
+        rows = "" if counted else ", ".join(dict.fromkeys(row_name(study, scale, one) for one in same))
         columns = "" if counted else ", ".join(dict.fromkeys(one.column for one in same))
         found.append(Told(first.verdict, first.red, GATES[first.gate], rows, columns,
                           f"{len(same)} compared, nothing changed" if counted else first.said))
     return found
 
 
-def row_name(study: Study, key: str) -> str:
-    """A finding's row in front of people: `lora@8` is `LoRA, rank 8`."""
-    row, _, rest = key.partition("@")
+def row_name(study: Study, scale: str, finding: Finding) -> str:
+    """A finding's row in front of people: `lora@8` is `LoRA, rank 8`, or `LoRA` where the table has one budget."""
+    row, _, rest = finding.row.partition("@")
     name = study.rows[row].label if row in study.rows else row
-    return f"{name}, rank {rest}" if rest.isdigit() else f"{name}, {rest}" if rest else name
+    table = study.edition(scale).tables.get(finding.table)
+    if not rest or (table is not None and len(table.budgets) == 1 and len(table.rates(row)) == 1):
+        return name
+    return f"{name}, rank {rest}" if rest.isdigit() else f"{name}, {rest}"
 
 
 def heading(study: Study, made: Regression, table: str) -> str:
@@ -85,7 +88,7 @@ def heading(study: Study, made: Regression, table: str) -> str:
 def terminal(study: Study, made: Regression) -> list[Table | Text]:
     """What is printed: a table for every table of the study, and the sentence that sums up."""
     shown: list[Table | Text] = []
-    several = len({finding.gate for finding in made.findings}) > 1
+    several = made.against == "baseline"
     for name, findings in made.tables.items():
         table = Table(title=heading(study, made, name), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("verdict", no_wrap=True)
@@ -93,7 +96,7 @@ def terminal(study: Study, made: Regression) -> list[Table | Text]:
             table.add_column("looked at")
         for column in ("row", "column", "what was found"):
             table.add_column(column)
-        for told in lines(study, findings):
+        for told in lines(study, made.scale, findings):
             verdict = Text(f"{told.verdict} (red)", "bold red") if told.red else Text(told.verdict, _STYLES[told.verdict])
             what = [told.what] if several else []
             table.add_row(verdict, *map(Text, [*what, told.rows, told.columns, told.said]))
@@ -112,18 +115,18 @@ def markdown(study: Study, made: Regression) -> str:
             "| " + " | ".join(f"{_SIGNS[verdict]} {verdict}" for verdict in made.counts) + " |",
             "|" + "---:|" * len(made.counts),
             "| " + " | ".join(map(str, made.counts.values())) + " |", ""]
-    body = []
+    body, several = [], made.against == "baseline"
     for name, findings in made.tables.items():
-        told = lines(study, findings)
+        told = lines(study, made.scale, findings)
         loud = [one for one in told if one.red or one.verdict != "not comparable"]
         quiet = [one for one in told if one not in loud]
         body += [f"### {heading(study, made, name)}", ""]
         if loud:
-            body += [*_markdown_table(loud), ""]
+            body += [*_markdown_table(loud, several), ""]
         if quiet:
             count = sum(one.verdict == "not comparable" and not one.red for one in findings)
-            body += ["<details>", f"<summary>{count} not comparable, and why</summary>", "", *_markdown_table(quiet), "",
-                     "</details>", ""]
+            body += ["<details>", f"<summary>{count} not comparable, and why</summary>", "",
+                     *_markdown_table(quiet, several), "", "</details>", ""]
     return "\n".join([*head, *body, f"`suite regress {made.study} --scale {made.scale} --against {made.against}`, "
                                     f"{made.time}{commit}{only}.", ""])
 
@@ -140,7 +143,7 @@ def junit(study: Study, made: Regression) -> str:
         suite = ElementTree.SubElement(root, "testsuite", {"name": f"{made.study}.{made.scale}.{table}"})
         counts: Counter[str] = Counter()
         for one in findings:
-            place = ", ".join(filter(None, (row_name(study, one.row), one.column))) or "whole table"
+            place = ", ".join(filter(None, (row_name(study, made.scale, one), one.column))) or "whole table"
             case = ElementTree.SubElement(suite, "testcase", {
                 "classname": f"{made.study}.{made.scale}.{made.against}.{table}.{one.gate}",
                 "name": f"{place} ({GATES[one.gate]})", "time": "0"})
@@ -169,11 +172,13 @@ def _counted(counts: Counter[str]) -> dict[str, str]:
     return {key: str(counts[key]) for key in ("tests", "failures", "errors", "skipped")}
 
 
-def _markdown_table(told: Sequence[Told]) -> list[str]:
-    found = ["| verdict | looked at | row | column | what was found |", "|---|---|---|---|---|"]
+def _markdown_table(told: Sequence[Told], gates: bool) -> list[str]:
+    header = ["verdict", *(["looked at"] if gates else []), "row", "column", "what was found"]
+    found = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for one in told:
         verdict = f"{'❌' if one.red else _SIGNS[one.verdict]} {one.verdict}"
-        found.append("| " + " | ".join(map(_escaped, (verdict, one.what, one.rows, one.columns, one.said))) + " |")
+        cells = [verdict, *([one.what] if gates else []), one.rows, one.columns, one.said]
+        found.append(f"| {' | '.join(map(_escaped, cells))} |")
     return found
 
 
