@@ -19,6 +19,10 @@ from suite.errors import UserError, one_of
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Benchmarks of parameter-efficient fine-tuning: fair sweeps, honest numbers, the papers' tables.")
 
+baseline_app = typer.Typer(no_args_is_help=True, help="Stored numbers of our own that `suite regress --against baseline` "
+                                                      "compares with.")
+app.add_typer(baseline_app, name="baseline")
+
 #: Exit codes: 0 all well, 1 something failed on the way, 2 wrong input, 130 interrupted.
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
@@ -283,23 +287,56 @@ def export(
         print(f"{folder}: {', '.join(files)}")
 
 
-@app.command()
-def snapshot(
+@baseline_app.command("accept")
+def baseline_accept(
     study: StudyName,
-    name: Annotated[str, typer.Argument(help="What it was measured on, in one word: two-cores, h100 ...")],
-    scale: ScaleName = "desk", as_json: AsJson = False,
+    name: Annotated[str, typer.Option(help="The class of machine it was measured on, in one word: two-cores, h100 ...")],
+    reason: Annotated[str, typer.Option(help="Why these numbers are right; kept in the log.")],
+    scale: ScaleName = "desk",
+    spare: Annotated[bool, typer.Option(
+        "--spare", help="Run and keep two further seeds, for `suite regress --confirm`.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Keep a finished study's records and tables under results/measured/, to be committed."""
-    from suite import records, snapshot
+    """Make a study's records the baseline of a class of machine, under results/measured/, to be committed."""
+    from suite import baseline
     from suite import study as studies
 
-    found = studies.load(study)
-    cells = studies.cells(found, scale)
-    folder = snapshot.write(found, scale, cells, records.load_many(cell.spec.id for cell in cells), name)
+    folder = baseline.accept(studies.load(study), _scale(scale), name, reason, spare, Console(stderr=True, highlight=False))
     if as_json:
-        _dump({"folder": str(folder), "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))})
+        _dump({"folder": str(folder), "accepted": baseline.read(folder).log[-1].model_dump()})
     else:
         print(folder)
+
+
+@baseline_app.command("list")
+def baseline_list(as_json: AsJson = False) -> None:
+    """List the baselines: what they hold, when and why they were accepted."""
+    from suite import baseline
+
+    header, rows = baseline.summary()
+    if as_json:
+        _dump([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        _table(header, rows)
+
+
+@baseline_app.command("show")
+def baseline_show(
+    study: StudyName, scale: ScaleName = "desk",
+    name: Annotated[str | None, typer.Option(help="Which one, if there are several.")] = None, as_json: AsJson = False,
+) -> None:
+    """Show a baseline's means and its log."""
+    from suite import baseline
+    from suite import study as studies
+
+    found = baseline.find(studies.load(study).id, _scale(scale), name)
+    if as_json:
+        _dump([line.model_dump() for line in found.log])
+        return
+    _table(*baseline.shown(found), title=f"Baseline {found.study}-{found.scale}-{found.name}")
+    for line in found.log:
+        code = f"commit {(line.commit or 'unknown')[:12]}{' with changes' if line.dirty else ''}"
+        Console(width=_wide(), highlight=False).print(Text(f"{line.time}, {code}, {line.runs} runs: {line.reason}"))
 
 
 @app.command()

@@ -210,13 +210,18 @@ def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
     rank=8, lora@8, 0.5%, 300000), rate (learning rate) or seed.
     Methods without a size appear once, not once per budget. Raises `UserError` on a wrong method option or filter.
     """
-    filters = [_filter(text) for text in only]
     found = list(_cells(study, scale))
-    for key, values in filters:
+    for key, values in map(_filter, only):
         known = {value for cell in found for value in _facts(cell)[key]}
         for value in values:
             if value not in known:
                 raise UserError(f"--only {key}={value}: study {study.id} at {scale} has {key} {one_of(sorted(known))}")
+    return select(found, only)
+
+
+def select(found: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that pass every filter, written as for `cells`. Raises `UserError` for one that is not `key=value`."""
+    filters = [_filter(text) for text in only]
     return [cell for cell in found if all(set(_facts(cell)[key]) & values for key, values in filters)]
 
 
@@ -381,5 +386,5 @@ def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
     }
 
 
-__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "supposing",
-           "unique"]
+__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "select",
+           "supposing", "unique"]
