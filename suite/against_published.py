@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from scipy import stats
 
 from suite import published, registry
+from suite.baseline import named
 from suite.conventions import WORDS, Gap, gaps, told
 from suite.published import AVERAGE, EVIDENCE_LABELS, Evidence, PublishedCell, PublishedRow
 from suite.records import Record
@@ -25,7 +26,7 @@ from suite.statistics import equivalence
 from suite.verdicts import Finding, Verdict
 
 if TYPE_CHECKING:
-    from suite.study import Cell, PublishedRef, Study, Table
+    from suite.study import Cell, PublishedRef, Study
 
 ALPHA = 0.05
 POWER = 0.8
@@ -86,7 +87,7 @@ class Sides:
         theirs = Spread(sd, max(1, count - 1)) if sd is not None else pooled or own
         if own is None or theirs is None:
             return None
-        shared = sd is None and theirs.dof == own.dof  # pooled over no other rows than ours
+        shared = theirs is own  # one estimate for both
         return cls(own, theirs, count, shared, sampling)
 
     def error(self, seeds: int, dof: float | None = None) -> tuple[float, float]:
@@ -116,7 +117,7 @@ def judge(ours: Sequence[float], printed: float, sd: float | None, seeds: int | 
 
     Args:
         printed, sd, seeds: the paper's mean, its standard deviation over seeds and their number; None where not known.
-        pooled: the spread over seeds of all our rows on this task, for a side that has none of its own.
+        pooled: the spread over seeds of our other rows on this task, for a side that has none of its own.
         margin: the study's; the half-width that `sd` implies counts when it is wider.
         sampling: variance of our mean from scoring fewer items than the paper.
 
@@ -167,7 +168,7 @@ def compare(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str,
     for table_id, table in study.edition(scale).tables.items():
         mine = [cell for cell in cells if cell.table == table_id]
         if mine and table.published is not None:
-            found += _Comparison(table_id, table, table.published, mine, known).findings()
+            found += _Comparison(study, scale, table_id, table.published, mine, known).findings()
     return found
 
 
@@ -183,14 +184,14 @@ class _Place:
 class _Comparison:
     """One table of the study with the published one."""
 
-    def __init__(self, name: str, table: Table, reference: PublishedRef, cells: Sequence[Cell],
+    def __init__(self, study: Study, scale: str, name: str, reference: PublishedRef, cells: Sequence[Cell],
                  known: Mapping[str, Record]) -> None:
-        self.name, self.table, self.reference, self.known = name, table, reference, known
+        self.name, self.table, self.reference, self.known = name, study.edition(scale).tables[name], reference, known
         self.source = published.load(reference.table)
         self.columns = tuple(c for c in self.source.columns if not reference.columns or c in reference.columns)
         self.lines: dict[str, list[Cell]] = {}
         for cell in cells:
-            self.lines.setdefault(line(table, cell), []).append(cell)
+            self.lines.setdefault(named(study, scale, cell), []).append(cell)
         self.tasks = list(dict.fromkeys(cell.spec.task.id for cell in cells))
         self.parts = {task: self._parts(task, cells) for task in self.tasks}
 
@@ -199,7 +200,7 @@ class _Comparison:
         if not pairs:
             why = ("no number of it is transcribed" if not self.source.rows else
                    "none of its rows stands for a row of ours")
-            return [Finding("published", self.name, "", "", "missing", False,
+            return [Finding("published", self.name, "all", "all", "missing", False,
                             f"{self.source.id} ({self.source.paper.title}): {why}", {"published_table": self.source.id})]
         return [finding for key, row in pairs.items() for finding in self._line(key, row)]
 
@@ -225,7 +226,7 @@ class _Comparison:
         differing = gaps(place.cells[0].spec, place.part, self.source.base, self.source.conventions.of(place.column))
         scores = self._scores(place)
         return self._verdict(key, place.column, cell, differing, [place], scores, cell.sd if cell else None,
-                             self._pooled(place), self._sampling(place, scores))
+                             self._pooled(key, place), self._sampling(place, scores))
 
     def _average(self, key: str, row: PublishedRow, places: Sequence[_Place]) -> Finding:
         """The mean over the columns. A paper prints no spread of it: that of its cells, which are runs apart, makes one."""
@@ -240,7 +241,7 @@ class _Comparison:
         sd = cell.sd if cell else None
         if sd is None and len(spreads) == len(places):
             sd = math.hypot(*spreads) / len(spreads)
-        pools = [self._pooled(place) for place in places]
+        pools = [self._pooled(key, place) for place in places]
         pooled = None
         if all(pools):
             pooled = Spread(math.hypot(*(p.sd for p in pools if p)) / len(pools), min(p.dof for p in pools if p))
@@ -280,8 +281,9 @@ class _Comparison:
         if pooled == NO_SPREAD:
             said.append("Nothing is trained, so seeds make no difference.")
         elif sd is None:
-            said.append("The paper prints no spread" + (f": {pooled.sd:.2f}, our rows' on this task, stands for it."
-                                                        if pooled else "."))
+            said.append("The paper prints no spread" + (
+                f": {pooled.sd:.2f}, that of our other rows on this task, stands for it." if pooled else
+                ": ours stands for it." if sides else "."))
         elif cell.sd is None:
             said.append("The spread of the average follows from those of its cells.")
         if seeds is None:
@@ -340,22 +342,25 @@ class _Comparison:
                 if record.status in ("finished", "diverged") for score in record.scores
                 if score.part == place.part and (place.part is not None or score is record.score)}
 
-    def _pooled(self, place: _Place) -> Spread | None:
-        """The spread over seeds of a column; none at all of a method that trains nothing."""
-        trains = registry.method(place.cells[0].spec.method.id).trains
-        return NO_SPREAD if trains == "nothing" else self._spreads.get(place.column)
+    def _pooled(self, key: str, place: _Place) -> Spread | None:
+        """The spread over seeds of a column, pooled over the other lines of our table, so that it is no second look at the
+        line's own; none at all of a method that trains nothing."""
+        if registry.method(place.cells[0].spec.method.id).trains == "nothing":
+            return NO_SPREAD
+        others = [spread for other, spread in self._spreads.get(place.column, {}).items() if other != key]
+        dof = sum(spread.dof for spread in others)
+        return Spread(math.sqrt(sum(spread.dof * spread.sd**2 for spread in others) / dof), dof) if others else None
 
     @cached_property
-    def _spreads(self) -> dict[str, Spread]:
-        """The spread over seeds of every column, pooled over all lines of our table."""
-        sums: dict[str, list[tuple[float, int]]] = {}
+    def _spreads(self) -> dict[str, dict[str, Spread]]:
+        """The spread over seeds of every line in every column, where it has more than one seed."""
+        found: dict[str, dict[str, Spread]] = {}
         for key in self.lines:
             for place in self._places(key):
                 values = list(self._scores(place).values())
                 if len(values) > 1:
-                    sums.setdefault(place.column, []).append((plain.variance(values), len(values) - 1))
-        return {column: Spread(math.sqrt(sum(v * dof for v, dof in found) / sum(dof for _, dof in found)),
-                               sum(dof for _, dof in found)) for column, found in sums.items()}
+                    found.setdefault(place.column, {})[key] = Spread(plain.stdev(values), len(values) - 1)
+        return found
 
     def _sampling(self, place: _Place, scores: Mapping[int, float]) -> float:
         """Variance of the mean, in points squared, from scoring a random part of the paper's items: all seeds have the same
@@ -375,13 +380,6 @@ class _Comparison:
         counts["not run"] = sum(len(place.cells) for place in places) - len(found)
         fates = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)
         return f"no score here ({fates or 'no seed has all tasks'})"
-
-
-def line(table: Table, cell: Cell) -> str:
-    """What a line of a table is called in findings: its row, `@` its rank or budget, and `@` its rate where there are
-    several."""
-    key = cell.row if cell.spec.budget is None else f"{cell.row}@{cell.rank or cell.spec.budget.text}"
-    return f"{key}@{cell.spec.recipe.learning_rate:g}" if len(table.rates(cell.row)) > 1 else key
 
 
 def seed_count(told: int | str | None) -> int | None:

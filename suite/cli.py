@@ -232,6 +232,9 @@ def regress(
     study: StudyName,
     against: Annotated[Against, typer.Option(help="published: the papers' tables; baseline: a stored snapshot of our own.")],
     scale: ScaleName = "desk", only: Only = None,
+    name: Annotated[str | None, typer.Option(help="Which baseline (default: the only one, or this machine's).")] = None,
+    confirm: Annotated[bool, typer.Option(
+        "--confirm", help="Run what has changed with two fresh seeds, and let only what they confirm fail.")] = False,
     fail_on: Annotated[list[str] | None, typer.Option(
         "--fail-on", help="Fail for this verdict as well: better or underpowered. May be repeated.")] = None,
     markdown: Annotated[Path | None, typer.Option(
@@ -247,10 +250,13 @@ def regress(
     for verdict in fail_on or ():
         if verdict not in regression.OPTIONAL:
             raise UserError(f"--fail-on {verdict}: use {one_of(regression.OPTIONAL)}")
+    if against == "published" and (name is not None or confirm):
+        raise UserError(f"{'--confirm' if confirm else '--name'} is for --against baseline")
     found = studies.load(study)
     cells = studies.cells(found, _scale(scale), only or ())
     known = records.load_many(cell.spec.id for cell in cells)
-    made = regression.run(found, scale, cells, known, against, only or (), fail_on or ())
+    made = regression.run(found, _scale(scale), cells, known, against, only or (), fail_on or (), name, confirm,
+                          Console(stderr=True, highlight=False))
     summary = verdict_output.markdown(found, made)
     if markdown is not None:
         _write("--markdown", markdown, summary, add=str(markdown) == os.environ.get("GITHUB_STEP_SUMMARY"))

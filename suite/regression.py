@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from suite import against_published, environment, paths
+from suite import against_published, baseline, environment, paths
 from suite.errors import UserError
 from suite.faults import storage
 from suite.records import Record
 from suite.verdicts import Finding, Verdict
 
 if TYPE_CHECKING:
-    from suite.study import Cell, Study
+    from rich.console import Console
+
+    from suite.study import Cell, Scale, Study
 
 Against = Literal["published", "baseline"]
 #: Verdicts that fail when it is asked for.
@@ -72,7 +74,7 @@ class Regression(BaseModel):
     def sentence(self) -> str:
         """What came of it, in one sentence: red first, and what could not be told is not passed over."""
         told = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items()) or "nothing to compare"
-        against = f"baseline {self.baseline}" if self.baseline else "published tables"
+        against = f"the baseline {self.baseline}" if self.baseline else "published tables"
         head = f"{self.study} at {self.scale} against {against}: "
         head += f"RED, {len(self.red)} of {len(self.findings)} fail ({told})." if self.red else f"nothing red ({told})."
         if lacking := self.counts.get("underpowered"):
@@ -82,11 +84,18 @@ class Regression(BaseModel):
         return head
 
 
-def run(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, Record], against: Against,
-        only: Sequence[str] = (), fail_on: Sequence[str] = (), baseline: str | None = None) -> Regression:
-    """Compare the study's records with the published tables, or with the baseline of that name, and keep what was found.
+def run(study: Study, scale: Scale, cells: Sequence[Cell], known: Mapping[str, Record], against: Against,
+        only: Sequence[str] = (), fail_on: Sequence[str] = (), name: str | None = None, confirm: bool = False,
+        console: Console | None = None) -> Regression:
+    """Compare the study's records with the published tables or with a baseline, and keep what was found.
 
-    Verdicts in `fail_on` are red as well, where the number may fail at all.
+    Args:
+        cells, only: what is planned, and the filters that cut it.
+        fail_on: verdicts that are red as well, where the number may fail at all.
+        name: which baseline (None: the only one, or that of this machine).
+        confirm: run what a baseline's statistical gate has failed with two fresh seeds, and judge it anew with them;
+            `console` shows how that goes on.
+
     Raises `UserError` when there is nothing to compare: no record, no published table, no such baseline; and when the
     result cannot be kept.
     """
@@ -98,10 +107,15 @@ def run(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, Rec
             raise UserError(f"study {study.id} at {scale}: no table names a published one (key published)")
         found = against_published.compare(study, scale, cells, known)
     else:
-        raise UserError("--against baseline: not built yet")
+        name = baseline.find(study.id, scale, name, next(iter(known.values()))).name
+        found = baseline.compare(study, scale, cells, known, only, name)
+        if confirm:
+            found = baseline.confirm(study, scale, cells, known, found, name, console)
+        if not only:
+            baseline.note(study, scale, cells, known, found, name)
     commit, dirty = environment.revision()
     made = Regression(
-        study=study.id, scale=scale, against=against, baseline=baseline, only=tuple(only), commit=commit, dirty=dirty,
+        study=study.id, scale=scale, against=against, baseline=name, only=tuple(only), commit=commit, dirty=dirty,
         time=datetime.now(UTC).isoformat(timespec="milliseconds"), findings=tuple(harden(found, fail_on)))
     keep(made)
     return made

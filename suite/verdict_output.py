@@ -26,8 +26,9 @@ _STYLES: dict[Verdict, str] = {
 _SIGNS: dict[Verdict, str] = {"not reproduced": "❌", "changed": "❌", "missing": "⚠️", "better": "⚠️", "underpowered": "⚠️",
                               "reproduced": "✅", "unchanged": "✅", "not comparable": "➖"}
 #: What a gate looks at, in front of people.
-GATES: dict[Gate, str] = {"published": "published number", "training": "training", "evaluation": "scores",
-                          "pooled": "all methods at once", "speed": "speed", "memory": "memory", "presence": "what was run"}
+GATES: dict[Gate, str] = {
+    "published": "published number", "training": "training", "evaluation": "scores", "pooled": "all methods at once",
+    "speed": "speed", "memory": "memory", "presence": "what was run", "setup": "set-up"}
 #: Verdicts of which each finding is not worth a line: equal ones are told together.
 _TOGETHER: frozenset[Verdict] = frozenset({"not comparable", "missing"})
 
@@ -44,7 +45,7 @@ class Told:
     said: str
 
 
-def lines(study: Study, scale: str, findings: Sequence[Finding]) -> list[Told]:
+def lines(study: Study, findings: Sequence[Finding]) -> list[Told]:
     """The findings of one table as lines: unchanged ones are counted by gate, and equal reasons are told once."""
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for position, one in enumerate(findings):
@@ -58,21 +59,20 @@ def lines(study: Study, scale: str, findings: Sequence[Finding]) -> list[Told]:
     for same in groups.values():
         first, several = same[0], len(same) > 1
         counted = several and first.verdict == "unchanged"
-        rows = "" if counted else ", ".join(dict.fromkeys(row_name(study, scale, one) for one in same))
+        rows = "" if counted else "; ".join(dict.fromkeys(row_name(study, one) for one in same))
         columns = "" if counted else ", ".join(dict.fromkeys(one.column for one in same))
         found.append(Told(first.verdict, first.red, GATES[first.gate], rows, columns,
                           f"{len(same)} compared, nothing changed" if counted else first.said))
     return found
 
 
-def row_name(study: Study, scale: str, finding: Finding) -> str:
-    """A finding's row in front of people: `lora@8` is `LoRA, rank 8`, or `LoRA` where the table has one budget."""
-    row, _, rest = finding.row.partition("@")
-    name = study.rows[row].label if row in study.rows else row
-    table = study.edition(scale).tables.get(finding.table)
-    if not rest or (table is not None and len(table.budgets) == 1 and len(table.rates(row)) == 1):
-        return name
-    return f"{name}, rank {rest}" if rest.isdigit() else f"{name}, {rest}"
+def row_name(study: Study, finding: Finding) -> str:
+    """A finding's row in front of people: the row's label, and budget and rate where the finding names them."""
+    names = []
+    for one in finding.row.split(", "):
+        row, *rest = one.split(" ")
+        names.append(", ".join([study.rows[row].label if row in study.rows else row, *rest]))
+    return "; ".join(names)
 
 
 def heading(study: Study, made: Regression, table: str) -> str:
@@ -96,7 +96,7 @@ def terminal(study: Study, made: Regression) -> list[Table | Text]:
             table.add_column("looked at")
         for column in ("row", "column", "what was found"):
             table.add_column(column)
-        for told in lines(study, made.scale, findings):
+        for told in lines(study, findings):
             verdict = Text(f"{told.verdict} (red)", "bold red") if told.red else Text(told.verdict, _STYLES[told.verdict])
             what = [told.what] if several else []
             table.add_row(verdict, *map(Text, [*what, told.rows, told.columns, told.said]))
@@ -117,7 +117,7 @@ def markdown(study: Study, made: Regression) -> str:
             "| " + " | ".join(map(str, made.counts.values())) + " |", ""]
     body, several = [], made.against == "baseline"
     for name, findings in made.tables.items():
-        told = lines(study, made.scale, findings)
+        told = lines(study, findings)
         loud = [one for one in told if one.red or one.verdict != "not comparable"]
         quiet = [one for one in told if one not in loud]
         body += [f"### {heading(study, made, name)}", ""]
@@ -143,10 +143,10 @@ def junit(study: Study, made: Regression) -> str:
         suite = ElementTree.SubElement(root, "testsuite", {"name": f"{made.study}.{made.scale}.{table}"})
         counts: Counter[str] = Counter()
         for one in findings:
-            place = ", ".join(filter(None, (row_name(study, made.scale, one), one.column))) or "whole table"
+            place = f"{row_name(study, one)} on {one.column}"
             case = ElementTree.SubElement(suite, "testcase", {
                 "classname": f"{made.study}.{made.scale}.{made.against}.{table}.{one.gate}",
-                "name": f"{place} ({GATES[one.gate]})", "time": "0"})
+                "name": place, "time": "0"})
             counts["tests"] += 1
             said = f"{one.verdict}: {one.said}"
             if one.red:

@@ -157,7 +157,8 @@ def test_every_kind_of_evidence_has_words_for_readers() -> None:
         (put("id", "other"), "id: 'other' must be the file's name, 'tiny'"),
         (
             put("notes", "x"),
-            "notes: unknown key; use id, paper, base, protocol, columns, rows, headline_claims, caveats or missing",
+            "notes: unknown key; use id, paper, base, protocol, columns, rows, headline_claims, caveats, missing or "
+            "conventions",
         ),
         (put("rows", 0, "ranks", 8), "rows.0.ranks: unknown key; use method, label, rank, cells or source"),
         (
@@ -170,6 +171,11 @@ def test_every_kind_of_evidence_has_words_for_readers() -> None:
         ),
         (drop("protocol", "split"), "protocol.split: field required"),
         (put("columns", ["a", "b", "a"]), "columns: a column stands twice"),
+        (put("conventions", {"columns": {"c": {"metric": "f1"}}}), "conventions.columns.c: unknown column; use a, b or avg"),
+        (
+            put("conventions", {"selection": "the best"}),
+            "conventions.selection: input should be 'last-step', 'best-on-validation' or 'best-on-test' (got 'the best')",
+        ),
         (put("columns", []), EMPTY),
         (put("rows", []), EMPTY),
         (
@@ -220,12 +226,12 @@ def test_an_average_is_only_held_against_a_full_row(tmp_path: Path) -> None:
         (
             b"",
             "the file must be a mapping with the keys id, paper, base, protocol, columns, rows, "
-            "headline_claims, caveats, missing",
+            "headline_claims, caveats, missing, conventions",
         ),
         (
             b"- id: tiny\n",
             "the file must be a mapping with the keys id, paper, base, protocol, columns, rows, "
-            "headline_claims, caveats, missing",
+            "headline_claims, caveats, missing, conventions",
         ),
         (b"id: caf\xe9\n", "is not UTF-8 text"),
         (b"id: \x00\n", "not YAML: cannot be parsed"),
