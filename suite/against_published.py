@@ -400,12 +400,11 @@ def _sentence(made: Judgement, values: Sequence[float], printed: float, sd: floa
     if made.low is None or made.high is None:
         return f"{here}, {there}: {made.difference:+.2f}, and no spread over seeds to say how sure that is."
     gap = f"{made.difference:+.2f} [{made.low:+.2f}, {made.high:+.2f}]".replace("-", "−")
-    limit = f"±{made.margin:.2f} points"
     ends = {
-        "reproduced": f"inside {limit}.",
-        "not reproduced": f"below what {limit} allow.",
-        "better": f"above what {limit} allow: better than printed asks for a look as well (leakage, another metric, more "
-                  "training).",
+        "reproduced": f"lies inside ±{made.margin:.2f} points.",
+        "not reproduced": f"lies below −{made.margin:.2f} points.",
+        "better": f"lies above +{made.margin:.2f} points: better than printed asks for a look as well (leakage, another "
+                  "metric, more training).",
         "underpowered": f"reaches over ±{made.margin:.2f} points; " + (
             f"{needed} seeds would do." if needed and needed > len(values) else "more seeds may tell." if needed else
             f"not even {MOST_SEEDS} seeds of ours would do."),

@@ -72,7 +72,7 @@ def test_every_number_that_a_cell_stands_for_gets_a_verdict(tmp_path: Path) -> N
     assert {one.verdict for one in found.values()} == {"reproduced"}
     assert not any(one.red for one in found.values())
     assert found["lora", "glue-sst2"].said == ("94.00 here (5 seeds, SD 0.25), 94.00 in the paper (5 seeds, SD 0.20): "
-                                               "+0.00 [−0.27, +0.27] inside ±1.00 points.")
+                                               "+0.00 [−0.27, +0.27] lies inside ±1.00 points.")
     numbers = found["lora", "glue-sst2"].numbers
     assert numbers["ours"] == pytest.approx(94)
     assert numbers["error"] == pytest.approx(math.sqrt(0.25**2 / 5 + 0.2**2 / 5))
@@ -85,7 +85,7 @@ def test_a_fall_is_red_and_a_gain_asks_for_a_look(tmp_path: Path) -> None:
     world.score("gora", "glue-sst2", [97.0 + noise for noise in NOISE])
     found = world.findings()
     assert (found["lora", "glue-sst2"].verdict, found["lora", "glue-sst2"].red) == ("not reproduced", True)
-    assert "−3.00 [−3.27, −2.73] below what ±1.00 points allow" in found["lora", "glue-sst2"].said
+    assert "−3.00 [−3.27, −2.73] lies below −1.00 points" in found["lora", "glue-sst2"].said
     assert (found["gora", "glue-sst2"].verdict, found["gora", "glue-sst2"].red) == ("better", False)
     assert "asks for a look" in found["gora", "glue-sst2"].said
     assert found["lora", "avg"].verdict == "not reproduced"  # -3 in one of two columns is -1.5 on average
@@ -238,7 +238,8 @@ def test_fewer_scored_items_make_the_interval_wider(tmp_path: Path) -> None:
 
 
 def test_ranks_are_not_mixed(tmp_path: Path) -> None:
-    world = World(tmp_path, put("rows", 3, "cells", "glue-sst2", "mean", 60.0), budgets=[{"rank": 8}, {"rank": 32}])
+    lower = put("rows", 3, "cells", {"glue-sst2": {"mean": 60.0, "sd": 0.2}})
+    world = World(tmp_path, lower, budgets=[{"rank": 8}, {"rank": 32}])
     for rank in (8, 32):
         world.score("gora", "glue-sst2", [94 + noise for noise in NOISE], rank=rank)
         world.score("lora", "glue-sst2", [94 + noise for noise in NOISE], rank=rank)
@@ -304,7 +305,7 @@ def test_a_fall_of_three_points_is_found() -> None:
 
 def test_two_seeds_with_ordinary_spread_decide_little() -> None:
     assert simulated(0.0, 0.5, 2, 3)["underpowered"] > 0.7 * REPEATS
-    assert simulated(-1.5, 0.5, 2, 3)["underpowered"] > 0.9 * REPEATS
+    assert simulated(-1.5, 0.5, 2, 3)["underpowered"] > 0.75 * REPEATS
 
 
 def test_the_built_in_studies_fix_margins_for_every_table() -> None:
