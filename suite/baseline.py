@@ -279,6 +279,19 @@ def _judge(study: Study, scale: str, against: Baseline, cells: Sequence[Cell], k
                        confirmed=spare)
 
 
+def check(study: Study, scale: Scale, cells: Sequence[Cell], known: Mapping[str, Record], only: Sequence[str] = (),
+          name: str | None = None, again: bool = False, console: Console | None = None) -> list[Finding]:
+    """What `suite regress --against baseline` does: `compare`, with `again` a second look at what failed (`confirm`), and,
+    where nothing was left out by `only`, a line in the history. Raises what these raise.
+    """
+    found = compare(study, scale, cells, known, only, name)
+    if again:
+        found = confirm(study, scale, cells, known, found, name, console)
+    if not only:
+        note(study, scale, cells, known, found, name)
+    return found
+
+
 def note(study: Study, scale: Scale, cells: Sequence[Cell], known: Mapping[str, Record], findings: Sequence[Finding],
          name: str | None = None) -> None:
     """Append this comparison to the study's history."""
@@ -364,5 +377,5 @@ def shown(one: Baseline) -> tuple[list[str], list[list[Any]]]:
     return ["table", "row", "task", "mean %", "seeds", "95 % interval", "before"], rows
 
 
-__all__ = ["Acceptance", "Baseline", "Change", "accept", "compare", "confirm", "every", "find", "named", "names", "note",
-           "read", "shown", "summary"]
+__all__ = ["Acceptance", "Baseline", "Change", "accept", "check", "compare", "confirm", "every", "find", "named", "names",
+           "note", "read", "shown", "summary"]

@@ -153,7 +153,7 @@ def steps(values: Sequence[float | None], alpha: float = ALPHA) -> list[Step]:
     all places is held against those of random orders of the same values, which needs no distribution but asks that
     without a step every order is equally likely. Each part is then searched in turn (Scott and Knott, Biometrics 1974;
     permutation as in Antoch and Huskova, Statistics & Probability Letters 2001). A step has at least three nights on each
-    side, so one odd night is none, and with fewer than about eight nights nothing can be significant.
+    side, so one odd night is none; with fewer than fourteen nights nothing can be significant at .001.
 
     Gaps (None) are left out; positions are those of the whole series.
     """
