@@ -108,11 +108,7 @@ def run(study: Study, scale: Scale, cells: Sequence[Cell], known: Mapping[str, R
         found = against_published.compare(study, scale, cells, known)
     else:
         name = baseline.find(study.id, scale, name, next(iter(known.values()))).name
-        found = baseline.compare(study, scale, cells, known, only, name)
-        if confirm:
-            found = baseline.confirm(study, scale, cells, known, found, name, console)
-        if not only:
-            baseline.note(study, scale, cells, known, found, name)
+        found = baseline.check(study, scale, cells, known, only, name, confirm, console)
     commit, dirty = environment.revision()
     made = Regression(
         study=study.id, scale=scale, against=against, baseline=name, only=tuple(only), commit=commit, dirty=dirty,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import synthetic
 import yaml
 from mlflow import MlflowClient
 from printed import NOISE, PRINTED, ROWS, TABLE
 
-from suite import cli, records, regression, study, tracking, verdict_output
+from suite import baseline, cli, records, regression, study, tracking, verdict_output
 from suite.errors import UserError
 from suite.records import Record, Score
 from suite.regression import Regression
@@ -227,6 +229,33 @@ def test_a_study_without_a_baseline_is_refused(ours: Path, monkeypatch: pytest.M
     code, _, err = suite(monkeypatch, capsys, "regress", str(ours), "--scale", "paper", "--against", "baseline")
     assert code == 2
     assert err.startswith("suite: study ours has no baseline at paper; `suite baseline accept ours")
+
+
+def test_against_a_baseline_what_was_not_run_again_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SUITE_MEASURED", str(tmp_path / "measured"))
+    of = synthetic.study("desk", rows=["lora", "gora"], tasks=["movie-sentiment"])
+    path = tmp_path / "synthetic.yaml"
+    path.write_text(yaml.safe_dump(of.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    cells = study.cells(study.load(str(path)), "desk")
+    for cell in cells:
+        synthetic.record(cell)
+    words = "regress", str(path), "--against", "baseline"
+    baseline.accept(study.load(str(path)), "desk", "here", "numbers for this test")
+    for cell in cells:
+        synthetic.record(cell, finished="2026-02-03T04:05:06+00:00", started="2026-02-03T04:05:00+00:00")
+    code, out, _ = suite(monkeypatch, capsys, *words, "--json")
+    told = json.loads(out)
+    assert (code, told["red"], told["baseline"]) == (0, 0, "here")
+    assert told["counts"]["unchanged"] > 4
+    shutil.rmtree(records.folder(cells[-1].spec.id))
+    code, out, _ = suite(monkeypatch, capsys, *words, "--name", "here")
+    assert code == 1
+    assert "missing (red)" in out
+    assert "synthetic at desk against the baseline here: RED" in out
+    kept = list(regression.history("synthetic", "desk", "baseline"))
+    assert [bool(one.red) for one in kept] == [False, True]
+    assert {one.gate for one in kept[1].red} == {"presence"}
 
 
 def test_a_desk_study_is_comparable_with_nothing(monkeypatch: pytest.MonkeyPatch,
