@@ -269,7 +269,7 @@ def regress(
     else:
         console = Console(width=_wide(), highlight=False)
         for part in verdict_output.terminal(found, made):
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, Text))
     if made.red:
         raise typer.Exit(FAILED)
 
