@@ -20,7 +20,7 @@ from scipy import stats
 from suite import published, registry
 from suite.baseline import named
 from suite.conventions import WORDS, Gap, gaps, told
-from suite.published import AVERAGE, EVIDENCE_LABELS, Evidence, PublishedCell, PublishedRow
+from suite.published import AVERAGE, EVIDENCE_LABELS, PublishedCell, PublishedRow
 from suite.records import Record
 from suite.statistics import equivalence
 from suite.verdicts import Finding, Verdict
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 POWER = 0.8
-#: Evidence that a number may fail a gate with: somebody has read it in a document.
-GATING: frozenset[Evidence] = frozenset({"verbatim", "secondary"})
 #: Seeds are counted up to here when it is said how many would do.
 MOST_SEEDS = 100
 
@@ -162,7 +160,7 @@ def compare(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str,
     """A finding for every published number that a cell of ours stands for, table by table.
 
     Cells whose task no column has, or whose convention differs, get "not comparable" with what differs. Red are "not
-    reproduced", and runs that are missing, of comparable cells whose number somebody has read (`GATING`).
+    reproduced", and runs that are missing, of comparable cells whose number may gate (`PublishedCell.may_gate`).
     """
     found: list[Finding] = []
     for table_id, table in study.edition(scale).tables.items():
@@ -211,9 +209,7 @@ class _Comparison:
             if place.column in self.columns:
                 found.append(self._finding(key, row, place))
             else:
-                spec = place.cells[0].spec
-                differing = [gap for gap in gaps(spec, place.part, self.source.base, self.source.conventions)
-                             if gap.name == "base"]
+                differing = [gap for gap in self._gaps(row, place) if gap.name == "base"]
                 data = f"data: no column of the paper's table is of {place.column} (it has {_listed(self.columns)})"
                 found.append(self._incomparable(key, place.column, [*differing, Gap(name="data", said=data)], None))
         whole = {place.column for place in places} == set(self.columns) - {AVERAGE}
@@ -223,7 +219,7 @@ class _Comparison:
 
     def _finding(self, key: str, row: PublishedRow, place: _Place) -> Finding:
         cell = row.cells.get(place.column)
-        differing = gaps(place.cells[0].spec, place.part, self.source.base, self.source.conventions.of(place.column))
+        differing = self._gaps(row, place)
         scores = self._scores(place)
         return self._verdict(key, place.column, cell, differing, [place], scores, cell.sd if cell else None,
                              self._pooled(key, place), self._sampling(place, scores))
@@ -234,8 +230,7 @@ class _Comparison:
         each = [self._scores(place) for place in places]
         seeds = [seed for seed in each[0] if all(seed in scores for scores in each)]
         scores = {seed: plain.fmean(one[seed] for one in each) for seed in seeds}
-        differing = {gap.name: gap for place in places for gap in
-                     gaps(place.cells[0].spec, place.part, self.source.base, self.source.conventions.of(place.column))}
+        differing = {gap.name: gap for place in places for gap in self._gaps(row, place)}
         spreads = [printed.sd for place in places
                    if (printed := row.cells.get(place.column)) is not None and printed.sd is not None]
         sd = cell.sd if cell else None
@@ -258,7 +253,7 @@ class _Comparison:
             why = "the paper has no such cell" if cell is None else "the paper's number is not known to us"
             return Finding("published", self.name, key, column, "missing", False, why,
                            {"published_table": self.source.id})
-        gates = cell.evidence in GATING and not excused
+        gates = cell.may_gate and not excused
         planned = {c.spec.seed for place in places for c in place.cells}
         if not scores and all(record.status == "skipped" for record in self._records(places)) and self._records(places):
             return Finding("published", self.name, key, column, "not comparable", False,
@@ -290,7 +285,7 @@ class _Comparison:
             said.append("The paper's number of seeds is not known: counted as one.")
         if sampling:
             said.append("Fewer items were scored than in the paper.")
-        if cell.evidence not in GATING:
+        if not cell.may_gate:
             said.append(f"Never fails: the printed number is {EVIDENCE_LABELS[cell.evidence]}.")
         if excused:
             said.append(f"Never fails: {told(excused)}.")
@@ -309,6 +304,11 @@ class _Comparison:
         return Finding("published", self.name, key, column, "not comparable", False, told(differing),
                        {"published_table": self.source.id, "differs": ", ".join(WORDS[g.name] for g in differing),
                         "published": cell.mean if cell else None})
+
+    def _gaps(self, row: PublishedRow, place: _Place) -> list[Gap]:
+        """Where the runs of a place and the published column are not alike."""
+        return gaps(place.cells[0].spec, place.part, self.source.base_of(row), self.source.protocol.statistic,
+                    self.source.conventions.of(place.column))
 
     def _row(self, cell: Cell) -> PublishedRow | None:
         """The published row of a line: of the same rank, where the line has a rank or the table several budgets."""

@@ -34,14 +34,12 @@ class Convention(Frozen):
     """How a score came about. None: not known.
 
     `data`: the public split that was scored, whole: OWNER/NAME:SPLIT or OWNER/NAME/SUBSET:SPLIT of the model hub.
-    `metric`: by the suite's name for it. `statistic`: what stands in the table, of the runs. `selection`: whose weights
-    were scored. `trained_on`: training items. `decoding`: how text was generated. `scoring`: where an answer comes from.
+    `metric`: by the suite's name for it. `selection`: whose weights were scored. `trained_on`: training items. `decoding`: how text was generated. `scoring`: where an answer comes from.
     `loss`: which part of the text carries it.
     """
 
     data: str | None = Field(default=None, pattern=r"^[^/\s:]+/[^/\s:]+(/[^/\s:]+)?:\S+$")
     metric: str | None = None
-    statistic: Literal["mean", "median", "best"] | None = None
     selection: Literal["last-step", "best-on-validation", "best-on-test"] | None = None
     trained_on: PositiveInt | None = None
     decoding: Literal["greedy", "beam-search", "sampling"] | None = None
@@ -93,19 +91,19 @@ def ours(spec: RunSpec, part: str | None = None) -> Convention:
     decode = spec.evaluation.decode
     trained = task.sizes["train"] if spec.task.train is None else min(spec.task.train, task.sizes["train"])
     return Convention(
-        data=task.scored_on if whole else None, metric=task.metric, statistic="mean", selection=spec.evaluation.selection,
+        data=task.scored_on if whole else None, metric=task.metric, selection=spec.evaluation.selection,
         trained_on=trained, scoring=_scoring(task, base.kind), loss="answer",
         decoding=("sampling" if decode.do_sample else "greedy") if decode and task.kind == "generation" else None)
 
 
-def gaps(spec: RunSpec, part: str | None, base: str, theirs: Convention) -> list[Gap]:
-    """Where a run of ours (or a part of its task) and a published score are not alike. Empty: comparable.
+def gaps(spec: RunSpec, part: str | None, base: str, statistic: str, theirs: Convention) -> list[Gap]:
+    """Where runs of ours (or a part of their task) and a published score are not alike. Empty: comparable.
 
-    `base`: the hub id of the published table's base.
+    `base`: the hub id of the published row's base. `statistic`: what the paper prints of several seeds; ours is the mean.
     """
     here = ours(spec, part)
     hub = bases.get(spec.base.id).hub or spec.base.id
-    pairs: dict[Name, tuple[object, object]] = {"base": (hub, base)}
+    pairs: dict[Name, tuple[object, object]] = {"base": (hub, base), "statistic": ("mean", statistic)}
     pairs |= {name: (getattr(here, name), getattr(theirs, name)) for name in Convention.model_fields}  # type: ignore[misc]
     if registry.task(spec.task.id).kind != "generation":
         del pairs["decoding"]

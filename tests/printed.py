@@ -10,12 +10,13 @@ PRINTED: dict[str, Any] = {
     "id": "printed", "paper": {"title": "A paper"}, "base": "google-t5/t5-base",
     "protocol": {"train": "one epoch", "metric": "accuracy", "split": "validation", "seeds": 5, "selection": "last"},
     "columns": ["glue-sst2", "glue-qnli", "avg"],
+    "measures": {"accuracy": ["glue-sst2", "glue-qnli"], "mean": ["avg"]},
     "rows": [
         {"method": method, "label": method, "rank": rank, "evidence": "secondary", "source": "a table", "cells": {
             "glue-sst2": {"mean": 94.0, "sd": 0.2}, "glue-qnli": {"mean": 92.0, "sd": 0.2}, "avg": {"mean": 93.0}}}
         for method, rank in (("full", None), ("lora", 8), ("gora", 8), ("gora", 32))],
     "conventions": {
-        "metric": "accuracy", "statistic": "mean", "selection": "last-step", "loss": "answer",
+        "metric": "accuracy", "selection": "last-step", "loss": "answer",
         "columns": {"glue-sst2": {"data": "nyu-mll/glue/sst2:validation", "trained_on": 67349},
                     "glue-qnli": {"data": "nyu-mll/glue/qnli:validation", "trained_on": 104743}}},
 }

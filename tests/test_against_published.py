@@ -117,7 +117,7 @@ def test_a_wide_printed_spread_widens_the_margin_and_may_leave_no_way_out(tmp_pa
     (put("conventions", "columns", "glue-sst2", "data", "nyu-mll/glue/sst2:test"), {},
      "data: nyu-mll/glue/sst2:validation here, nyu-mll/glue/sst2:test in the paper"),
     (put("conventions", "columns", "glue-sst2", "metric", "f1"), {}, "metric: accuracy here, f1 in the paper"),
-    (put("conventions", "statistic", "median"), {}, "statistic over seeds: mean here, median in the paper"),
+    (put("protocol", "statistic", "median"), {}, "statistic over seeds: mean here, median in the paper"),
     (put("conventions", "selection", "best-on-test"), {}, "selection: last-step here, best-on-test in the paper"),
     (put("conventions", "columns", "glue-sst2", "trained_on", 60000), {},
      "training items: 66,349 here, 60,000 in the paper"),
@@ -128,7 +128,7 @@ def test_a_wide_printed_spread_widens_the_margin_and_may_leave_no_way_out(tmp_pa
     (None, {"evaluation": {"split": "validation"}},
      "data: no public split as a whole here, nyu-mll/glue/sst2:validation in the paper"),
     (drop("conventions", "selection"), {}, "not known of the paper: selection"),
-    (drop("conventions"), {}, "not known of the paper: data, metric, statistic over seeds, selection, training items"),
+    (drop("conventions"), {}, "not known of the paper: data, metric, selection, training items"),
 ])
 def test_what_is_not_alike_is_not_compared_and_said(tmp_path: Path, change: Edit | None, table: dict[str, Any],
                                                     reason: str) -> None:
@@ -152,11 +152,11 @@ def test_a_desk_task_is_never_comparable(tmp_path: Path) -> None:
 def test_the_decoding_of_text_must_be_known(tmp_path: Path) -> None:
     spec = next(cell.spec for cell in study.cells(study.load("gora"), "paper", ["table=gsm8k", "method=lora"]))
     column = study.published.load("gora_llama31_8b").conventions.of("gsm8k")
-    assert [gap.name for gap in conventions.gaps(spec, None, "meta-llama/Llama-3.1-8B", column)] == ["decoding"]
+    assert [gap.name for gap in conventions.gaps(spec, None, "meta-llama/Llama-3.1-8B", "mean", column)] == ["decoding"]
     greedy = column.model_copy(update={"decoding": "greedy"})
-    assert conventions.gaps(spec, None, "meta-llama/Llama-3.1-8B", greedy) == []
+    assert conventions.gaps(spec, None, "meta-llama/Llama-3.1-8B", "mean", greedy) == []
     sampled = column.model_copy(update={"decoding": "sampling"})
-    assert [gap.said for gap in conventions.gaps(spec, None, "meta-llama/Llama-3.1-8B", sampled)] == [
+    assert [gap.said for gap in conventions.gaps(spec, None, "meta-llama/Llama-3.1-8B", "mean", sampled)] == [
         "decoding: greedy here, sampling in the paper"]
 
 
