@@ -34,8 +34,8 @@ class Convention(Frozen):
     """How a score came about. None: not known.
 
     `data`: the public split that was scored, whole: OWNER/NAME:SPLIT or OWNER/NAME/SUBSET:SPLIT of the model hub.
-    `metric`: by the suite's name for it. `selection`: whose weights were scored. `trained_on`: training items. `decoding`: how text was generated. `scoring`: where an answer comes from.
-    `loss`: which part of the text carries it.
+    `metric`: by the suite's name for it. `selection`: whose weights were scored. `trained_on`: training items.
+    `decoding`: how text was generated. `scoring`: where an answer comes from. `loss`: which part of the text carries it.
     """
 
     data: str | None = Field(default=None, pattern=r"^[^/\s:]+/[^/\s:]+(/[^/\s:]+)?:\S+$")
