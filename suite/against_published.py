@@ -186,7 +186,7 @@ class _Comparison:
                  known: Mapping[str, Record]) -> None:
         self.name, self.table, self.reference, self.known = name, study.edition(scale).tables[name], reference, known
         self.source = published.load(reference.table)
-        self.columns = tuple(c for c in self.source.columns if not reference.columns or c in reference.columns)
+        self.columns = tuple(c for c in self.source.scores if not reference.columns or c in reference.columns)
         self.lines: dict[str, list[Cell]] = {}
         for cell in cells:
             self.lines.setdefault(named(study, scale, cell), []).append(cell)
@@ -212,9 +212,10 @@ class _Comparison:
                 differing = [gap for gap in self._gaps(row, place) if gap.name == "base"]
                 data = f"data: no column of the paper's table is of {place.column} (it has {_listed(self.columns)})"
                 found.append(self._incomparable(key, place.column, [*differing, Gap(name="data", said=data)], None))
-        whole = {place.column for place in places} == set(self.columns) - {AVERAGE}
-        if AVERAGE in self.columns and whole and len(places) > 1:
-            found.append(self._average(key, row, places))
+        groups = self.source.averaged(AVERAGE) if AVERAGE in self.columns else ()
+        averaged = [place for place in places if (place.column,) in groups]
+        if groups and len(averaged) == len(groups):
+            found.append(self._average(key, row, averaged))
         return found
 
     def _finding(self, key: str, row: PublishedRow, place: _Place) -> Finding:
