@@ -34,6 +34,7 @@ Only = Annotated[list[str] | None, typer.Option(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Executor = Literal["local", "ray"]
 Pack = Annotated[str, typer.Option("--pack", help="Runs trained together over one frozen base: auto, or a number.")]
+Against = Literal["published", "baseline"]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
 
@@ -260,6 +261,53 @@ def report(
 
 
 @app.command()
+def regress(
+    study: StudyName,
+    against: Annotated[Against, typer.Option(help="published: the papers' tables; baseline: a stored snapshot of our own.")],
+    scale: ScaleName = "desk", only: Only = None,
+    name: Annotated[str | None, typer.Option(help="Which baseline (default: the only one, or this machine's).")] = None,
+    confirm: Annotated[bool, typer.Option(
+        "--confirm", help="Run what has changed with two fresh seeds, and let only what they confirm fail.")] = False,
+    fail_on: Annotated[list[str] | None, typer.Option(
+        "--fail-on", help="Fail for this verdict as well: better or underpowered. May be repeated.")] = None,
+    markdown: Annotated[Path | None, typer.Option(
+        help="Write a summary for a CI job page; added to the file when it is $GITHUB_STEP_SUMMARY.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Keep the result as a run in MLflow.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether what was run agrees with published tables or a baseline. Exit code 1 when something does not."""
+    from suite import records, regression, tracking, verdict_output
+    from suite import study as studies
+
+    for verdict in fail_on or ():
+        if verdict not in regression.OPTIONAL:
+            raise UserError(f"--fail-on {verdict}: use {one_of(regression.OPTIONAL)}")
+    if against == "published" and (name is not None or confirm):
+        raise UserError(f"{'--confirm' if confirm else '--name'} is for --against baseline")
+    found = studies.load(study)
+    cells = studies.cells(found, _scale(scale), only or ())
+    known = records.load_many(cell.spec.id for cell in cells)
+    made = regression.run(found, _scale(scale), cells, known, against, only or (), fail_on or (), name, confirm,
+                          Console(stderr=True, highlight=False))
+    summary = verdict_output.markdown(found, made)
+    if markdown is not None:
+        _write("--markdown", markdown, summary, add=str(markdown) == os.environ.get("GITHUB_STEP_SUMMARY"))
+    if junit is not None:
+        _write("--junit", junit, verdict_output.junit(found, made))
+    if mlflow and (problem := tracking.log_regression(found, made, summary)):
+        print(f"suite: {problem}", file=sys.stderr)
+    if as_json:
+        _dump(made.model_dump(mode="json") | {"red": len(made.red), "counts": made.counts})
+    else:
+        console = Console(width=_wide(), highlight=False)
+        for part in verdict_output.terminal(found, made):
+            console.print(part, soft_wrap=isinstance(part, Text))
+    if made.red:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Id of a run, or its beginning.")],
     form: Annotated[str, typer.Option(
@@ -416,6 +464,14 @@ def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_j
         console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
+
+
+def _write(option: str, path: Path, content: str, add: bool = False) -> None:
+    try:
+        with path.open("a" if add else "w", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
 
 
 def _budget(text: str | None) -> Any:

@@ -160,6 +160,10 @@ NO_MAPPING = f"the file must be a mapping with the keys {', '.join(PublishedTabl
     ("name", "old", "new", "line", "sentence"),
     [
         (GORA, "id: gora_glue_t5base", "id: gora", "id: gora", "id: 'gora' must be the file's name, 'gora_glue_t5base'"),
+        (GORA, "    glue-sst2: {data", "    glue-rte: {data", "    glue-rte: {data", "conventions.columns.glue-rte: "
+         "unknown column; use glue-mnli, glue-sst2, glue-cola, glue-qnli, glue-mrpc or avg"),
+        (GORA, "selection: last-step", "selection: the best", "  selection: the best", "conventions.selection: "
+         "input should be 'last-step', 'best-on-validation' or 'best-on-test' (got 'the best')"),
         (GORA, "base: ", "notes: x\nbase: ", "notes: x", f"notes: unknown key; use {TABLE_KEYS}"),
         (GORA, "    rank: 8", "    ranks: 8", "    ranks: 8", f"rows.1.ranks: unknown key; use {ROW_KEYS}"),
         (GORA, "sd: 0.04", "std: 0.04", "std: 0.04", "rows.1.cells.glue-mnli.std: unknown key; use mean, sd or evidence"),

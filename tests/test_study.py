@@ -480,7 +480,7 @@ GORA = one_of(list(registry.method("gora").Config.model_fields))
         (
             put(*TABLE, "models", "x"),
             f"{AT}.models: unknown key; use title, base, tasks, rows, reference, budgets, seeds, "
-            "train, test, recipe, learning_rates, options, sizes, unmet, evaluation, published or notes",
+            "train, test, recipe, learning_rates, options, sizes, unmet, evaluation, published, margins or notes",
         ),
         (put("rows", "lora", "labels", "x"), "rows.lora.labels: unknown key; use method, label or options"),
         (put("row", {}), "row: unknown key; use id, title, paper, about, rows or scales"),
@@ -496,6 +496,20 @@ GORA = one_of(list(registry.method("gora").Config.model_fields))
             put(*TABLE, "published", "columns", ["glue-rte"]),
             f"{AT}.published.columns: unknown column 'glue-rte'; use glue-mnli, glue-sst2, "
             "glue-cola, glue-qnli, glue-mrpc or avg",
+        ),
+        (
+            put(*TABLE, "published", "tasks", {"bigram-shift": "glue-rte"}),
+            f"{AT}.published.tasks.bigram-shift: unknown column 'glue-rte'; use glue-mnli, glue-sst2, "
+            "glue-cola, glue-qnli, glue-mrpc or avg",
+        ),
+        (
+            put(*TABLE, "published", "tasks", {"asdiv": "glue-mnli"}),
+            f"{AT}.published.tasks: 'asdiv' is none of the table's tasks movie-sentiment or bigram-shift",
+        ),
+        (
+            put(*TABLE, "published", "despite", ["base"]),
+            f"{AT}.published.despite.0: input should be 'statistic', 'selection', 'trained_on', 'decoding', 'scoring' or "
+            "'loss' (got 'base')",
         ),
         (
             put(*TABLE, "published", "rows", {"dora": "dora"}),
