@@ -182,9 +182,8 @@ def _methods(groups: Sequence[Group]) -> Sheet:
         entry(group.name, *_faded(group), link=links.method(group.method)), Entry(group.against),
         Entry(str(len(group.found))), Entry(str(group.seeds)),
         _counted(group.count("above"), "clear"), _counted(group.count("level")),
-        _counted(group.count("below"), "clear"), Entry(numbers.signed(group.middle)),
-        Entry(numbers.signed(min(one.delta.mean for one in group.found))),
-        Entry(numbers.signed(max(one.delta.mean for one in group.found))),
+        _counted(group.count("below"), "clear"),
+        entry(numbers.signed(group.middle), note=_span(group) if len(group.found) > 1 else ""),
         *(_multiple(group.multiple(what)) for what in ("trained", "time", "memory")),
     ) for group in groups)
     data: list[dict[str, Number]] = [{
@@ -197,7 +196,7 @@ def _methods(groups: Sequence[Group]) -> Sheet:
         "times_trained": one.trained, "times_seconds": one.time, "times_memory": one.memory,
     } for group in groups for one in group.found]
     header = ("Method", "Against", "Comparisons", "Seeds", "Clearly above", "Not told apart", "Clearly below",
-              "Median difference", "Lowest", "Highest", "Trained", "Run time", "Memory")
+              "Median difference", "Trained", "Run time", "Memory")
     notes = ("A comparison is one row at one budget in one table of a study, against that table's reference, in its average "
              "or only task. Differences are percentage points. Trained parameters, run time and memory: the median multiple "
              "of the reference's. Grey: one seed only, so nothing is claimed.", findings.CLEARLY)
@@ -331,7 +330,8 @@ def _figure(groups: Sequence[Group], folder: Path) -> Figure:
                           label="not told apart")]
         figure.legend(handles=handles, loc="lower center", ncols=2, labelcolor=INK, borderaxespad=0.2)
         caption = ("Every comparison with a reference: difference in percentage points and its paired 95 % interval. "
-                   "Rows of one seed only are left out where others have several. Filled: a clear difference. Arrows: outside the figure.")
+                   "Rows of one seed only are left out where others have several. Filled: a clear difference. "
+                   "Arrows: outside the figure.")
         if len(groups) > len(shown):
             caption += f" The {len(shown)} highest of {len(groups)}; the table has all."
         alt = "Differences to the reference, in points. " + "; ".join(
