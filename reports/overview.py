@@ -186,7 +186,18 @@ def _methods(groups: Sequence[Group]) -> Sheet:
         entry(numbers.signed(group.middle), note=_span(group) if len(group.found) > 1 else ""),
         *(_multiple(group.multiple(what)) for what in ("trained", "time", "memory")),
     ) for group in groups)
-    data: list[dict[str, Number]] = [{
+    data = _data(groups)
+    header = ("Method", "Against", "Comparisons", "Seeds", "Clearly above", "Not told apart", "Clearly below",
+              "Median difference", "Trained", "Run time", "Memory")
+    notes = ("A comparison is one row at one budget in one table of a study, against that table's reference, in its average "
+             "or only task. Differences are percentage points. Trained parameters, run time and memory: the median multiple "
+             "of the reference's. Grey: one seed only, so nothing is claimed.", findings.CLEARLY)
+    return Sheet("methods", "Methods against their reference", header, rows, tuple(data), notes, frozenset({0, 1}))
+
+
+def _data(groups: Sequence[Group]) -> list[dict[str, Number]]:
+    """A row per comparison."""
+    return [{
         "study": one.chapter.study.id, "scale": one.chapter.scale, "table": one.table.id, "row": one.line.row,
         "label": one.line.label, "method": one.line.method, "reference": one.reference.key,
         "column": one.table.headline, "difference_points": 100 * one.delta.mean,
@@ -195,12 +206,6 @@ def _methods(groups: Sequence[Group]) -> Sheet:
         "seeds": len(one.delta.per_seed), "items": one.delta.items, "verdict": one.verdict,
         "times_trained": one.trained, "times_seconds": one.time, "times_memory": one.memory,
     } for group in groups for one in group.found]
-    header = ("Method", "Against", "Comparisons", "Seeds", "Clearly above", "Not told apart", "Clearly below",
-              "Median difference", "Trained", "Run time", "Memory")
-    notes = ("A comparison is one row at one budget in one table of a study, against that table's reference, in its average "
-             "or only task. Differences are percentage points. Trained parameters, run time and memory: the median multiple "
-             "of the reference's. Grey: one seed only, so nothing is claimed.", findings.CLEARLY)
-    return Sheet("methods", "Methods against their reference", header, rows, tuple(data), notes, frozenset({0, 1}))
 
 
 def _faded(group: Group) -> list[Mark]:
@@ -336,4 +341,4 @@ def _figure(groups: Sequence[Group], folder: Path) -> Figure:
             caption += f" The {len(shown)} highest of {len(groups)}; the table has all."
         alt = "Differences to the reference, in points. " + "; ".join(
             f"{name} {_span(group)}" for name, group in zip(names, shown, strict=True)) + "."
-        return finish(figure, "overview", caption, alt, folder)
+        return finish(figure, "overview", caption, alt, folder, _data(shown))
