@@ -9,28 +9,29 @@ METHODS, TASKS, PUBLISHED = "methods/index.html", "tasks/index.html", "published
 
 def study(study_id: str, scale: str) -> str:
     """The page of a study at a scale."""
-    return f"{_name(study_id)}-{scale}/index.html"
+    return f"{stem(study_id)}-{scale}/index.html"
 
 
 def method(method_id: str) -> str:
     """The page of a method: `peft:ia3` stands in `methods/peft-ia3.html`."""
-    return f"methods/{_name(method_id)}.html"
+    return f"methods/{stem(method_id)}.html"
 
 
 def task(task_id: str) -> str:
     """The page of a task."""
-    return f"tasks/{_name(task_id)}.html"
+    return f"tasks/{stem(task_id)}.html"
 
 
 def published(table_id: str) -> str:
     """The page of a published table."""
-    return f"published/{_name(table_id)}.html"
+    return f"published/{stem(table_id)}.html"
 
 
 def run(run_id: str) -> str:
     """The page of a run."""
-    return f"runs/{_name(run_id)}.html"
+    return f"runs/{stem(run_id)}.html"
 
 
-def _name(identifier: str) -> str:
+def stem(identifier: str) -> str:
+    """An id as a file's name."""
     return re.sub(r"[^\w.-]", "-", identifier)
