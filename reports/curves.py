@@ -69,7 +69,7 @@ def _kept(values: Numbers) -> NDArray[np.intp]:
 
 
 def _stretches(kept: NDArray[np.intp], finite: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
-    """The kept places in runs of finite values."""
+    """The kept links in runs of finite values."""
     if finite.all():
         return [kept]
     breaks = np.flatnonzero(~finite[kept])

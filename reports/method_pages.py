@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from reports import numbers, places, publication, published_pages, results
+from reports import links, numbers, publication, published_pages, results
 from reports.frame import Page
 from reports.results import Made, Measured, Result
 from reports.sheets import Entry, Number, Sheet, entry
@@ -16,6 +16,8 @@ from suite import capabilities, cards, registry
 from suite.method import Method
 from suite.published import PublishedTable
 
+#: Its index, and its entry of the navigation.
+AREA = "methods/index.html"
 #: Runs that a page lists; its file has all of them.
 MOST_RUNS = 200
 
@@ -32,7 +34,7 @@ def pages(measured: Sequence[Measured], made: Sequence[Made], tables: Sequence[P
     index = _index(methods, found, runs, tables)
     intro = ("Every registered method. Those of Hugging Face peft are reached as peft:<type>. A method that no study on this "
              "machine has run has a page with its card and what papers print of it.")
-    return [Page(places.METHODS, "Methods", "index_page.html.j2", {"lead": intro, "sheet": index}, places.METHODS, (index,)),
+    return [Page(AREA, "Methods", "index_page.html.j2", {"lead": intro, "sheet": index}, AREA, (index,)),
             *(_page(method, found.get(method.id, []), runs.get(method.id, []), tables) for method in methods)]
 
 
@@ -49,7 +51,7 @@ def about(method: Method[Any]) -> str:
 
 
 def _page(method: Method[Any], found: Sequence[Result], runs: Sequence[Made], tables: Sequence[PublishedTable]) -> Page:
-    name = places.stem(method.id)
+    name = method.id.replace(":", "-")
     measured = results.method_sheet(f"{name}-results", found) if found else None
     every = results.run_sheet(f"{name}-runs", runs) if runs else None
     printed = published_pages.method_sheet(f"{name}-published", method.id, tables)
@@ -58,10 +60,10 @@ def _page(method: Method[Any], found: Sequence[Result], runs: Sequence[Made], ta
         "method": method, "card": card, "about": prose(about(method)), "options": prose(card.options), "measured": measured,
         "every": every and every.shortened(MOST_RUNS), "printed": printed, "own": ":" not in method.id,
         "can": _capabilities(f"{name}-capabilities", method.id), "defaults": _defaults(f"{name}-options", card.defaults),
-        "studies": {result.of.page: f"{result.of.study.title} ({result.of.scale})" for result in found},
+        "studies": {result.of.path: f"{result.of.study.title} ({result.of.scale})" for result in found},
     }
     sheets = tuple(sheet for sheet in (measured, printed, every, context["can"], context["defaults"]) if sheet is not None)
-    return Page(places.method(method.id), method.label, "method.html.j2", context, places.METHODS, sheets)
+    return Page(links.method(method.id), method.label, "method.html.j2", context, AREA, sheets)
 
 
 def _index(methods: Iterable[Method[Any]], found: Mapping[str, Sequence[Result]], runs: Mapping[str, Sequence[Made]],
@@ -73,7 +75,7 @@ def _index(methods: Iterable[Method[Any]], found: Mapping[str, Sequence[Result]]
         said, paper = cards.first(about(method)), method.paper
         where = capabilities.summary(method.id)["trains"]
         rows.append((
-            entry(method.label, link=places.method(method.id), note=method.id if ":" in method.id else ""), Entry(said),
+            entry(method.label, link=links.method(method.id), note=method.id if ":" in method.id else ""), Entry(said),
             Entry(f"arXiv {paper.arxiv}" if paper.arxiv else numbers.DASH, title=paper.title),
             Entry(where), Entry("; ".join(studies) or numbers.DASH),
             _count(len(runs.get(method.id, ()))), _count(printed)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports import numbers, places
+from reports import links, numbers
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from reports.tables import Line, StudyTable
 from suite import published, registry
@@ -73,7 +73,7 @@ def method_of(name: str) -> str | None:
 def method_link(name: str) -> str:
     """The page of the method that a published table means by a name, or nothing."""
     known = method_of(name)
-    return places.method(known) if known is not None else ""
+    return links.method(known) if known is not None else ""
 
 
 def column_name(column: str) -> str:

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from reports import numbers, places, publication
+from reports import links, numbers, publication
 from reports.frame import Page
 from reports.publication import LETTERS, column_name, printed
 from reports.results import Measured
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from suite.published import EVIDENCE_LABELS, Evidence, PublishedRow, PublishedTable
 
+#: Its index, and its entry of the navigation.
+AREA = "published/index.html"
 #: Evidence levels, the best first.
 LEVELS: tuple[Evidence, ...] = get_args(Evidence)
 LEGEND = "; ".join(f"{letter}: {EVIDENCE_LABELS[level]}" for level, letter in LETTERS.items() if level != "recalled")
@@ -24,8 +26,8 @@ def pages(measured: Sequence[Measured], tables: Sequence[PublishedTable]) -> lis
     index = _index(tables, held)
     intro = ("Tables of papers as data. Every number says how it is known; only what was read in the paper that made it, or in "
              "a document that repeats it, may decide a verdict. What is missing stays visible as missing.")
-    return [Page(places.PUBLISHED, "Published tables", "index_page.html.j2", {"lead": intro, "sheet": index},
-                 places.PUBLISHED, (index,)),
+    return [Page(AREA, "Published tables", "index_page.html.j2", {"lead": intro, "sheet": index},
+                 AREA, (index,)),
             *(_page(table, held.get(table.id, [])) for table in tables)]
 
 
@@ -36,7 +38,7 @@ def method_sheet(name: str, method_id: str, tables: Sequence[PublishedTable]) ->
         for row in table.rows:
             if publication.method_of(row.method) != method_id or not row.cells:
                 continue
-            rows.append((Entry(table.id, link=places.published(table.id), aside=table.paper.title), Entry(table.base),
+            rows.append((Entry(table.id, link=links.published(table.id), aside=table.paper.title), Entry(table.base),
                          Entry(row.label, title=row.source), Entry(str(row.rank) if row.rank else numbers.DASH),
                          *_numbers(table, row)))
             data += [{"table": table.id, "base": table.base, "method": row.method, "label": row.label, "rank": row.rank,
@@ -71,16 +73,16 @@ def _held(measured: Sequence[Measured]) -> dict[str, list[tuple[str, str]]]:
         for scale, edition in study.scales.items():
             for table in edition.tables.values():
                 if table.published is not None:
-                    named = (f"{study.id}, {scale}: {table.title}", places.study(study.id, scale))
+                    named = (f"{study.id}, {scale}: {table.title}", links.study(study.id, scale))
                     found.setdefault(table.published.table, []).append(named)
     return found
 
 
 def _page(table: PublishedTable, held: Sequence[tuple[str, str]]) -> Page:
-    name = places.stem(table.id)
+    name = table.id
     sheet = publication.sheet(name, f"{table.paper.title}: {table.paper.table or 'no table'}", table.rows, table.columns)
     context: dict[str, Any] = {"table": table, "sheet": sheet if table.rows else None, "held": held, "counts": _counts(table)}
-    return Page(places.published(table.id), table.id, "published.html.j2", context, places.PUBLISHED,
+    return Page(links.published(table.id), table.id, "published.html.j2", context, AREA,
                 (sheet,) if table.rows else (), label="published")
 
 
@@ -96,7 +98,7 @@ def _index(tables: Sequence[PublishedTable], held: dict[str, list[tuple[str, str
         studies = list(dict.fromkeys(name.split(":")[0] for name, _ in held.get(table.id, ())))
         known = entry(f"{counts.total()} of {cells}") if cells else entry("none yet", "missing")
         rows.append((
-            Entry(table.id, link=places.published(table.id), aside=table.paper.table), Entry(table.paper.title),
+            Entry(table.id, link=links.published(table.id), aside=table.paper.table), Entry(table.paper.title),
             Entry(table.base), Entry(str(len(table.rows))), Entry(str(len(table.columns))), known,
             *(Entry(str(counts[level])) if counts[level] else entry(numbers.DASH, "faded") for level in LEVELS),
             Entry("; ".join(studies) or numbers.DASH)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports import numbers, places, views
+from reports import links, numbers, views
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from reports.tables import Column, Line, StudyTable, budget_name, fate, task_title
 from suite.records import Record
@@ -26,8 +26,8 @@ class Measured:
     tables: Sequence[StudyTable]
 
     @property
-    def page(self) -> str:
-        return places.study(self.study.id, self.scale)
+    def path(self) -> str:
+        return links.study(self.study.id, self.scale)
 
     def method(self, row: str) -> str:
         """Id of the method behind a row."""
@@ -51,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Made:
-    """A run with all the places that it has in studies; the first one names it."""
+    """A run with all the links that it has in studies; the first one names it."""
 
     cells: tuple[tuple[Measured, Cell], ...]
     record: Record
@@ -111,9 +111,9 @@ def run_sheet(name: str, made: Sequence[Made]) -> Sheet:
         score = record.score
         marks: list[Mark] = [] if record.status == "finished" else ["skipped" if record.status == "skipped" else "failed"]
         rows.append((
-            entry(record.id, code=True, link=places.run(record.id)), _study_entry(run.of),
-            entry(run.label, link=places.method(spec.method.id)),
-            entry(task_title(spec.task.id), link=places.task(spec.task.id)), Entry(budget_name(run.cell) or numbers.DASH),
+            entry(record.id, code=True, link=links.run(record.id)), _study_entry(run.of),
+            entry(run.label, link=links.method(spec.method.id)),
+            entry(task_title(spec.task.id), link=links.task(spec.task.id)), Entry(budget_name(run.cell) or numbers.DASH),
             Entry(str(spec.seed)), Entry(f"{spec.recipe.learning_rate:g}"), entry(record.status, *marks),
             Entry(numbers.percent(score.value) if score else numbers.DASH)))
         data.append({"run": record.id, "study": run.of.study.id, "scale": run.of.scale, "table": run.cell.table,
@@ -153,19 +153,19 @@ def _sheet(name: str, title: str, heading: str, middle: Callable[[Result], Entry
 
 
 def _study_entry(of: Measured, table: str = "") -> Entry:
-    return Entry(f"{of.study.id}, {of.scale}", link=of.page, aside=table)
+    return Entry(f"{of.study.id}, {of.scale}", link=of.path, aside=table)
 
 
 def _task_entry(result: Result) -> Entry:
     if result.column is None:
         return entry(result.table.title_of(result.column_id), "faded", note=result.line.label)
     part = f", {result.column.part}" if result.column.part else ""
-    return entry(task_title(result.column.task) + part, note=result.line.label, link=places.task(result.column.task))
+    return entry(task_title(result.column.task) + part, note=result.line.label, link=links.task(result.column.task))
 
 
 def _method_entry(result: Result) -> Entry:
     part = result.column.part if result.column else None
-    return entry(result.line.label, note=part or "", link=places.method(result.method))
+    return entry(result.line.label, note=part or "", link=links.method(result.method))
 
 
 def _above(result: Result) -> Entry:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from reports import curves, numbers, places, provenance, task_pages
+from reports import curves, links, numbers, provenance, task_pages
 from reports.frame import Page
 from reports.results import Made
 from reports.sheets import Entry, Sheet, entry
@@ -71,7 +71,7 @@ def pages(made: Sequence[Made], answers: Mapping[str, Answers], mlflow: Mapping[
     """A page for every run; its tables and curves are read when it is written. `mlflow`: by run, where MLflow shows it,
     as what follows the address of its pages."""
     def page(run: Made) -> Page:
-        return Page(places.run(run.record.id), title(run), "run.html.j2",
+        return Page(links.run(run.record.id), title(run), "run.html.j2",
                     lambda: _context(run, answers.get(run.record.id), (mlflow or {}).get(run.record.id, "")))
 
     return [page(run) for run in made]
@@ -102,8 +102,8 @@ def _context(run: Made, found: Answers | None, mlflow: str) -> dict[str, Any]:
     machine = provenance.machine(record.environment, 1)
     return {
         "record": record, "spec": spec, "heading": title(run), "label": run.label, "answers": found, "mlflow": mlflow,
-        "method": places.method(spec.method.id), "task": places.task(spec.task.id), "task_title": task_title(spec.task.id),
-        "studies": [(of.page, f"{of.study.id}, {of.scale}: {of.study.edition(of.scale).tables[cell.table].title}")
+        "method": links.method(spec.method.id), "task": links.task(spec.task.id), "task_title": task_title(spec.task.id),
+        "studies": [(of.path, f"{of.study.id}, {of.scale}: {of.study.edition(of.scale).tables[cell.table].title}")
                     for of, cell in run.cells],
         "scores": _scores(record), "mistakes": _mistakes(spec.task.id, found) if found and found.mistakes else None,
         "curves": [(name, Markup(svg)) for name, svg in curves.drawings(curve)] if curve is not None else [],

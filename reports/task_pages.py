@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports import numbers, places, results
+from reports import links, numbers, results
 from reports.frame import Page
 from reports.method_pages import prose
 from reports.results import Made, Measured, Result
@@ -24,6 +24,8 @@ from suite.errors import UserError
 from suite.published import PublishedTable
 from suite.task import Item, Source, Task
 
+#: Its index, and its entry of the navigation.
+AREA = "tasks/index.html"
 #: Examples, and letters of a text, that a page shows.
 EXAMPLES, LETTERS = 4, 400
 #: Hardest items, most frequent answers and runs that a page lists.
@@ -137,13 +139,13 @@ def pages(measured: Sequence[Measured], made: Sequence[Made], misses: Mapping[st
     tasks = sorted(registry.tasks().values(), key=lambda task: task.title.lower())
     index = _index(tasks, found, runs)
     intro = "Every registered task: where its data comes from, how an item reads, and how every method did on it."
-    return [Page(places.TASKS, "Tasks", "index_page.html.j2", {"lead": intro, "sheet": index}, places.TASKS, (index,)),
+    return [Page(AREA, "Tasks", "index_page.html.j2", {"lead": intro, "sheet": index}, AREA, (index,)),
             *(_page(task, found.get(task.id, []), runs.get(task.id, []), misses, tables) for task in tasks)]
 
 
 def _page(task: Task, found: Sequence[Result], runs: Sequence[Made], misses: Mapping[str, Misses],
           tables: Sequence[PublishedTable]) -> Page:
-    name = places.stem(task.id)
+    name = task.id
     measured = results.task_sheet(f"{name}-results", found) if found else None
     every = results.run_sheet(f"{name}-runs", runs) if runs else None
     known, why = _known(task, bool(runs))
@@ -157,12 +159,12 @@ def _page(task: Task, found: Sequence[Result], runs: Sequence[Made], misses: Map
         "balance": balance, "examples": examples, "why": why, "measured": measured,
         "every": every and every.shortened(MOST_RUNS), "misses": counted, "hardest": hardest, "decode": _decode(runs),
         "document": inspect.getdoc(sys.modules[type(task).__module__]) or "",
-        "published": [(f"{table.paper.title}: {table.id}", places.published(table.id)) for table in tables
+        "published": [(f"{table.paper.title}: {table.id}", links.published(table.id)) for table in tables
                       if names & set(table.columns)],
-        "studies": {result.of.page: f"{result.of.study.title} ({result.of.scale})" for result in found},
+        "studies": {result.of.path: f"{result.of.study.title} ({result.of.scale})" for result in found},
     }
     sheets = tuple(sheet for sheet in (measured, hardest, balance, examples, every) if sheet is not None)
-    return Page(places.task(task.id), task.title, "task.html.j2", context, places.TASKS, sheets)
+    return Page(links.task(task.id), task.title, "task.html.j2", context, AREA, sheets)
 
 
 def _known(task: Task, recorded: bool) -> tuple[Facts | None, str]:
@@ -275,7 +277,7 @@ def _index(tasks: Sequence[Task], found: Mapping[str, Sequence[Result]], runs: M
         place = " and ".join(dict.fromkeys(source.asset or str(source.hub) for source in task.sources))
         rate = next((result.column.majority for result in of if result.column and result.column.majority is not None), None)
         made = len(runs.get(task.id, ()))
-        rows.append((entry(task_title(task.id), link=places.task(task.id), note=task.id), Entry(task.title), Entry(task.kind),
+        rows.append((entry(task_title(task.id), link=links.task(task.id), note=task.id), Entry(task.title), Entry(task.kind),
                      Entry(task.metric.replace("_", " ")), *(Entry(numbers.count(task.sizes[split])) for split in SPLITS),
                      Entry(numbers.percent(rate) if rate is not None else numbers.DASH), Entry(place),
                      Entry(studies or numbers.DASH), Entry(str(made)) if made else entry(numbers.DASH, "faded")))
