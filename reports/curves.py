@@ -46,12 +46,14 @@ def drawing(title: str, steps: Numbers, values: Numbers) -> str:
     if not finite.all():
         said += f"; not finite at {int((~finite).sum())} of {len(values)} steps"
     bottom = HEIGHT - BOTTOM
-    labels = [_label(LEFT - 6, TOP + 4, _text(high), "end"), _label(LEFT - 6, bottom + 4, _text(low), "end")] if span > 0 else [
-        _label(LEFT - 6, (TOP + bottom) / 2 + 4, _text(high), "end")]
-    labels += [_label(LEFT, HEIGHT - 6, f"step {first:.0f}", "start"), _label(WIDTH - RIGHT, HEIGHT - 6, f"{last:.0f}", "end")]
+    ends_of_y = [(TOP, high), (bottom, low)] if span > 0 else [((TOP + bottom) / 2, high)]
+    labels = [_label(LEFT - 6, place + 4, _text(value), "end") for place, value in ends_of_y]
+    labels.append(_label(LEFT, HEIGHT - 6, f"step {first:.0f}", "start"))
+    labels.append(_label(WIDTH - RIGHT, HEIGHT - 6, f"{last:.0f}", "end"))
     return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">'
             f'<path d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}" fill="none" stroke="var(--muted)" stroke-width=".7"/>'
-            f'<g fill="none" stroke="var(--accent)" stroke-width="1.4" stroke-linejoin="round">{lines}</g>{"".join(labels)}</svg>')
+            f'<g fill="none" stroke="var(--accent)" stroke-width="1.4" stroke-linejoin="round">{lines}</g>'
+            f'{"".join(labels)}</svg>')
 
 
 def _kept(values: Numbers) -> NDArray[np.intp]:
@@ -86,4 +88,4 @@ def _label(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _text(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    return f"{value:.{2 if 0 < abs(value) < 1e-3 else 3}g}".replace("-", "−")

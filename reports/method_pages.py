@@ -32,8 +32,8 @@ def pages(measured: Sequence[Measured], made: Sequence[Made], tables: Sequence[P
         runs.setdefault(run.record.spec.method.id, []).append(run)
     methods = sorted(registry.methods().values(), key=lambda method: (":" in method.id, method.label.lower()))
     index = _index(methods, found, runs, tables)
-    intro = ("Every registered method. Those of Hugging Face peft are reached as peft:<type>. A method that no study on this "
-             "machine has run has a page with its card and what papers print of it.")
+    intro = ("Every registered method. Those of Hugging Face peft are reached as peft:<type>. A method that no study here "
+             "has run has a page too, with its card and what papers print of it.")
     return [Page(AREA, "Methods", "index_page.html.j2", {"lead": intro, "sheet": index}, AREA, (index,)),
             *(_page(method, found.get(method.id, []), runs.get(method.id, []), tables) for method in methods)]
 
@@ -105,8 +105,8 @@ def _capabilities(name: str, method_id: str) -> Sheet | None:
             said[question] = answer if isinstance(answer, bool) else str(answer or "not tried")
         rows.append((Entry(architecture), *cells))
         data.append(said)
-    notes = ("Tried on small random models: it trains and moves; a plain model gives its outputs; stock peft loads it as a LoRA "
-             "with the same outputs; it trains on a base in four bits.",)
+    notes = ("Tried on small random models: it trains and moves; a plain model gives its outputs; stock peft loads it as a "
+             "LoRA with the same outputs; it trains on a base in four bits.",)
     return Sheet(name, "What it can do", ("Architecture", *(x[:1].upper() + x[1:] for x in capabilities.QUESTIONS.values())),
                  tuple(rows), tuple(data), notes, frozenset(range(len(capabilities.QUESTIONS) + 1)))
 

@@ -95,7 +95,8 @@ def sheet(name: str, title: str, rows: Sequence[PublishedRow], columns: tuple[st
         for row in rows for c, cell in row.cells.items() if c in columns
     ]
     shown = tuple(
-        (Entry(row.label, title=row.source, link=method_link(row.method)), Entry(str(row.rank) if row.rank else numbers.DASH),
+        (Entry(row.label, title=row.source, link=method_link(row.method)),
+         Entry(str(row.rank) if row.rank else numbers.DASH),
          *(_cell(row.cells.get(c)) for c in columns)) for row in rows)
     return Sheet(name, title, ("Row", "Rank", *map(column_name, columns)), shown, tuple(data), tuple(notes))
 

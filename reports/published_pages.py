@@ -17,15 +17,15 @@ from suite.published import EVIDENCE_LABELS, Evidence, PublishedRow, PublishedTa
 AREA = "published/index.html"
 #: Evidence levels, the best first.
 LEVELS: tuple[Evidence, ...] = get_args(Evidence)
-LEGEND = "; ".join(f"{letter}: {EVIDENCE_LABELS[level]}" for level, letter in LETTERS.items() if level != "recalled")
+LEGEND = "; ".join(f"{LETTERS[level]}: {EVIDENCE_LABELS[level]}" for level in LEVELS if level != "recalled")
 
 
 def pages(measured: Sequence[Measured], tables: Sequence[PublishedTable]) -> list[Page]:
     """The index of published tables, and a page for each."""
     held = _held(measured)
     index = _index(tables, held)
-    intro = ("Tables of papers as data. Every number says how it is known; only what was read in the paper that made it, or in "
-             "a document that repeats it, may decide a verdict. What is missing stays visible as missing.")
+    intro = ("Tables of papers as data. Every number says how it is known; only what was read in the paper that made it, or "
+             "in a document that repeats it, may decide a verdict. What is missing stays visible as missing.")
     return [Page(AREA, "Published tables", "index_page.html.j2", {"lead": intro, "sheet": index},
                  AREA, (index,)),
             *(_page(table, held.get(table.id, [])) for table in tables)]
@@ -38,7 +38,7 @@ def method_sheet(name: str, method_id: str, tables: Sequence[PublishedTable]) ->
         for row in table.rows:
             if publication.method_of(row.method) != method_id or not row.cells:
                 continue
-            rows.append((Entry(table.id, link=links.published(table.id), aside=table.paper.title), Entry(table.base),
+            rows.append((Entry(table.id, link=links.published(table.id), title=table.paper.title), Entry(table.base),
                          Entry(row.label, title=row.source), Entry(str(row.rank) if row.rank else numbers.DASH),
                          *_numbers(table, row)))
             data += [{"table": table.id, "base": table.base, "method": row.method, "label": row.label, "rank": row.rank,
@@ -60,7 +60,7 @@ def _numbers(table: PublishedTable, row: PublishedRow) -> list[Entry]:
         return [entry("not transcribed", "missing")]
     marks: list[Mark] = ["unverified"] if all(cell.evidence == "recalled" for cell in known.values()) else []
     said = [f"{column_name(column)} {printed(cell)} {LETTERS[cell.evidence]}" for column, cell in known.items()]
-    return [entry("; ".join(said).replace(" ", "\u00a0").replace(";\u00a0", "; "), *marks)]
+    return [entry("; ".join(said), *marks)]
 
 
 def _held(measured: Sequence[Measured]) -> dict[str, list[tuple[str, str]]]:
@@ -81,9 +81,9 @@ def _held(measured: Sequence[Measured]) -> dict[str, list[tuple[str, str]]]:
 def _page(table: PublishedTable, held: Sequence[tuple[str, str]]) -> Page:
     name = table.id
     sheet = publication.sheet(name, f"{table.paper.title}: {table.paper.table or 'no table'}", table.rows, table.columns)
-    context: dict[str, Any] = {"table": table, "sheet": sheet if table.rows else None, "held": held, "counts": _counts(table)}
-    return Page(links.published(table.id), table.id, "published.html.j2", context, AREA,
-                (sheet,) if table.rows else (), label="published")
+    shown = (sheet,) if table.rows else ()
+    context: dict[str, Any] = {"table": table, "sheet": sheet if shown else None, "held": held, "counts": _counts(table)}
+    return Page(links.published(table.id), table.id, "published.html.j2", context, AREA, shown, label="published")
 
 
 def _counts(table: PublishedTable) -> Counter[Evidence]:
@@ -103,9 +103,9 @@ def _index(tables: Sequence[PublishedTable], held: dict[str, list[tuple[str, str
             *(Entry(str(counts[level])) if counts[level] else entry(numbers.DASH, "faded") for level in LEVELS),
             Entry("; ".join(studies) or numbers.DASH)))
         said: dict[str, Number] = {"table": table.id, "paper": table.paper.title, "arxiv": table.paper.arxiv,
-                                   "base": table.base, "rows": len(table.rows), "columns": len(table.columns), "cells": cells,
-                                   **{level: counts[level] for level in LEVELS}, "missing": "; ".join(table.missing),
-                                   "studies": "; ".join(studies)}
+                                   "base": table.base, "rows": len(table.rows), "columns": len(table.columns),
+                                   "cells": cells, **{level: counts[level] for level in LEVELS},
+                                   "missing": "; ".join(table.missing), "studies": "; ".join(studies)}
         data.append(said)
     header = ("Table", "Paper", "Base", "Rows", "Columns", "Numbers known", *(level.capitalize() for level in LEVELS),
               "Held against it")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from reports import links, numbers, views
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from reports.tables import Column, Line, StudyTable, budget_name, fate, task_title
+from suite import registry
 from suite.records import Record
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def task_sheet(name: str, found: Sequence[Result]) -> Sheet:
 
 def run_sheet(name: str, made: Sequence[Made]) -> Sheet:
     """Runs with what became of them."""
-    rows, data = [], []
+    rows: list[tuple[Entry, ...]] = []
+    data: list[Mapping[str, Number]] = []
     for run in made:
         spec, record = run.cell.spec, run.record
         score = record.score
@@ -126,7 +128,7 @@ def run_sheet(name: str, made: Sequence[Made]) -> Sheet:
 
 def _sheet(name: str, title: str, heading: str, middle: Callable[[Result], Entry], found: Sequence[Result]) -> Sheet:
     majority = any(result.column is not None and result.column.majority is not None for result in found)
-    header = ["Study", heading, "Budget", "Score", "95 % interval", *(["Majority"] if majority else []),
+    header = [heading, "Study", "Budget", "Score", "95 % interval", *(["Majority"] if majority else []),
               "Above the reference", "Seeds", "Trained"]
     rows, data = [], []
     for result in found:
@@ -135,7 +137,7 @@ def _sheet(name: str, title: str, heading: str, middle: Callable[[Result], Entry
         rate = result.column.majority if result.column else None
         size = result.table.sizes.get(result.line.key)
         rows.append((
-            _study_entry(result.of, result.table.title), middle(result), Entry(result.line.budget or numbers.DASH),
+            middle(result), _study_entry(result.of, result.table.title), Entry(result.line.budget or numbers.DASH),
             views.value_entry(value, result.column is None),
             entry(numbers.interval(interval, sign=False) if interval else numbers.DASH,
                   title=value.summary.basis if value.summary else ""),
@@ -143,8 +145,8 @@ def _sheet(name: str, title: str, heading: str, middle: Callable[[Result], Entry
             _above(result), Entry(str(value.summary.seeds) if value.summary else numbers.DASH),
             Entry(numbers.short(size.middle) if size else numbers.DASH)))
         data.append(_data(result, rate))
-    notes = ["Score in percent, mean ± standard deviation over seeds. Interval: over other seeds (t) where there are several, "
-             "over other test items (Wilson) where there is one.",
+    notes = ["Score in percent, mean ± standard deviation over seeds. Interval: over other seeds (t) where there are "
+             "several, over other test items (Wilson) where there is one.",
              "Above the reference: percentage points, with the paired 95 % interval over test items; the reference is the "
              "study's own. Scores of different studies or scales do not compare: bases, data and recipes differ."]
     if majority:
@@ -153,19 +155,30 @@ def _sheet(name: str, title: str, heading: str, middle: Callable[[Result], Entry
 
 
 def _study_entry(of: Measured, table: str = "") -> Entry:
-    return Entry(f"{of.study.id}, {of.scale}", link=of.path, aside=table)
+    return Entry(f"{of.study.id}, {of.scale}", link=of.path, title=table)
+
+
+def _row(line: Line) -> str:
+    """A line's name in its study, with its learning rate where the row has several; its budget has a column of its own."""
+    return line.name if line.rate is None else f"{line.name}, {line.rate:g}"
+
+
+def _variant(result: Result) -> str:
+    """A line's name where it says more than the method's."""
+    known, name = registry.methods().get(result.method), _row(result.line)
+    return "" if known is not None and name == known.label else name
 
 
 def _task_entry(result: Result) -> Entry:
     if result.column is None:
-        return entry(result.table.title_of(result.column_id), "faded", note=result.line.label)
+        return entry(result.table.title_of(result.column_id), "faded", note=_variant(result))
     part = f", {result.column.part}" if result.column.part else ""
-    return entry(task_title(result.column.task) + part, note=result.line.label, link=links.task(result.column.task))
+    return entry(task_title(result.column.task) + part, note=_variant(result), link=links.task(result.column.task))
 
 
 def _method_entry(result: Result) -> Entry:
     part = result.column.part if result.column else None
-    return entry(result.line.label, note=part or "", link=links.method(result.method))
+    return entry(_row(result.line), note=part or "", link=links.method(result.method))
 
 
 def _above(result: Result) -> Entry:

@@ -108,7 +108,8 @@ def _context(run: Made, found: Answers | None, mlflow: str) -> dict[str, Any]:
         "scores": _scores(record), "mistakes": _mistakes(spec.task.id, found) if found and found.mistakes else None,
         "curves": [(name, Markup(svg)) for name, svg in curves.drawings(curve)] if curve is not None else [],
         "facts_": _facts(record), "costs": _costs(record), "prepared": _prepared(record),
-        "maps": _maps(record), "machine": machine, "asked": json.dumps(spec.model_dump(mode="json"), indent=1, ensure_ascii=False),
+        "maps": _maps(record), "machine": machine,
+        "asked": json.dumps(spec.model_dump(mode="json"), indent=1, ensure_ascii=False),
         "command": provenance.run_command(run.of.study, run.of.scale, run.cell),
         "packs": spec.method.id in registry.methods() and registry.methods()[spec.method.id].packs,
     }
@@ -120,7 +121,8 @@ def _scores(record: Record) -> Sheet | None:
         return None
     rows = tuple((Entry(score.part or "All"), Entry(score.metric.replace("_", " ")), Entry(numbers.percent(score.value)),
                   Entry(f"± {numbers.percent(score.stderr)}"), Entry(numbers.count(score.items))) for score in record.scores)
-    return Sheet("scores", "Scores", ("Part", "Metric", "Score", "Standard error", "Items"), rows, (), words=frozenset({0, 1}))
+    header = ("Part", "Metric", "Score", "Standard error", "Items")
+    return Sheet("scores", "Scores", header, rows, (), words=frozenset({0, 1}))
 
 
 def _mistakes(task_id: str, found: Answers) -> Sheet:
@@ -142,10 +144,10 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Options", ", ".join(f"{key} {value}" for key, value in spec.method.config.items()) or "none"),
         ("Budget", spec.budget.label if spec.budget else "none"),
         ("Task", f"{spec.task.id}, version {spec.task.version}"),
-        ("Optimiser", f"learning rate {recipe.learning_rate:g}, {recipe.schedule}, warm-up {recipe.warmup_ratio:g}, weight decay "
-                      f"{recipe.weight_decay:g}, clip {recipe.clip}"),
-        ("Batches", f"{numbers.several(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}, at most {recipe.max_length} "
-                    f"tokens, {recipe.precision}"),
+        ("Optimiser", f"learning rate {recipe.learning_rate:g}, {recipe.schedule}, warm-up {recipe.warmup_ratio:g}, "
+                      f"weight decay {recipe.weight_decay:g}, clip {recipe.clip}"),
+        ("Batches", f"{numbers.several(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}, at most "
+                    f"{recipe.max_length} tokens, {recipe.precision}"),
         ("Scored on", f"{spec.evaluation.split}, {spec.evaluation.selection.replace('-', ' ')}"), ("Seed", str(spec.seed)),
         ("Engine", str(spec.engine)),
     ]
@@ -153,8 +155,8 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         found.append(("Decoding", ", ".join(f"{key} {value}" for key, value in record.decode.items())))
     if record.data is not None:
         data = record.data
-        found.append(("Data", f"{numbers.count(data.train)} training items ({data.truncated} truncated), {numbers.count(data.test)} "
-                              f"scored, fingerprint {data.fingerprint[:16]}"))
+        found.append(("Data", f"{numbers.count(data.train)} training items ({data.truncated} truncated), "
+                              f"{numbers.count(data.test)} scored, fingerprint {data.fingerprint[:16]}"))
         if data.majority is not None:
             found.append(("Majority class", f"{numbers.percent(data.majority)} % of the scored items"))
     return found
@@ -170,8 +172,9 @@ def _costs(record: Record) -> list[tuple[str, str]]:
                                  f"{numbers.count(size.adapter)} in the adapter, {numbers.count(size.head)} in the head"))
     if record.throughput is not None:
         speed = record.throughput
-        found.append(("Speed", f"{numbers.count(speed.tokens_per_second)} tokens/s over {numbers.several(speed.steps, 'step')} "
-                               f"and {numbers.count(speed.tokens)} tokens, {numbers.share(speed.padding)} padding"))
+        found.append(("Speed", f"{numbers.count(speed.tokens_per_second)} tokens/s over "
+                               f"{numbers.several(speed.steps, 'step')} and {numbers.count(speed.tokens)} tokens, "
+                               f"{numbers.share(speed.padding)} padding"))
     if record.memory is not None:
         memory = record.memory
         said = [f"{numbers.size(memory.resident)} at most"]
@@ -203,8 +206,8 @@ def _maps(record: Record) -> list[Sheet]:
         grid = rank_map.grid(value)
         rows = tuple((Entry(str(block)), *(_number(one) for one in grid.loc[block])) for block in grid.index)
         notes = (f"Sum over all layers: {sum(value.values()):,}.",) if key == "ranks" else ()
-        found.append(Sheet(key, f"{key.replace('_', ' ').capitalize()} by layer", ("Block", *map(str, grid.columns)), rows, (),
-                           notes))
+        kinds = [str(kind).replace(".", " ") for kind in grid.columns]
+        found.append(Sheet(key, f"{key.replace('_', ' ').capitalize()} by layer", ("Block", *kinds), rows, (), notes))
     return found
 
 

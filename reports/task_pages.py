@@ -34,10 +34,10 @@ SPLITS = ("train", "validation", "test")
 #: How a task of a kind is put to a model and scored.
 KINDS = {
     "classification": "A task head, or a text-to-text base's word, says the label; the score is the share of right labels.",
-    "choice": "The choices are ranked by their likelihood after the prompt; the score is the share of items whose right choice "
-              "ranks first.",
-    "generation": "The model writes an answer, from which lm-eval's filter takes what counts; the score is the share of exact "
-                  "matches.",
+    "choice": "The choices are ranked by their likelihood after the prompt; the score is the share of items whose right "
+              "choice ranks first.",
+    "generation": "The model writes an answer, from which lm-eval's filter takes what counts; the score is the share of "
+                  "exact matches.",
 }
 
 
@@ -123,7 +123,10 @@ def prompts(task_id: str) -> Mapping[str, str]:
 
 def short(text: str, most: int = LETTERS) -> str:
     """A text with its middle left out where it is long: prompts end with the question."""
-    return text if len(text) <= most else f"{text[:most * 2 // 3].rstrip()} … {text[-(most // 3):].lstrip()}"
+    if len(text) <= most:
+        return text
+    head, tail = text[:most * 2 // 3], text[-(most // 3):]
+    return f"{head.rpartition(' ')[0] or head} … {tail.partition(' ')[2] or tail}"
 
 
 def pages(measured: Sequence[Measured], made: Sequence[Made], misses: Mapping[str, Misses],
@@ -155,8 +158,8 @@ def _page(task: Task, found: Sequence[Result], runs: Sequence[Made], misses: Map
     counted = misses.get(task.id)
     hardest = _hardest(f"{name}-hardest", task, counted) if counted else None
     context: dict[str, Any] = {
-        "task": task, "about": prose(_about(task)), "sources": [_source(one) for one in task.sources], "kind": KINDS[task.kind],
-        "balance": balance, "examples": examples, "why": why, "measured": measured,
+        "task": task, "about": prose(_about(task)), "sources": [_source(one) for one in task.sources],
+        "kind": KINDS[task.kind], "balance": balance, "examples": examples, "why": why, "measured": measured,
         "every": every and every.shortened(MOST_RUNS), "misses": counted, "hardest": hardest, "decode": _decode(runs),
         "document": inspect.getdoc(sys.modules[type(task).__module__]) or "",
         "published": [(f"{table.paper.title}: {table.id}", links.published(table.id)) for table in tables
@@ -178,8 +181,9 @@ def _known(task: Task, recorded: bool) -> tuple[Facts | None, str]:
 
 
 def _about(task: Task) -> str:
-    own = type(task).__doc__
-    return " ".join(inspect.cleandoc(own).split()) if own else f"{task.title}."
+    """What a task is: its own docstring, else the beginning of its file's."""
+    own = type(task).__doc__ or (inspect.getdoc(sys.modules[type(task).__module__]) or task.title).split("\n\n")[0]
+    return " ".join(inspect.cleandoc(own).split())
 
 
 def _source(source: Source) -> list[tuple[str, str]]:
@@ -227,7 +231,8 @@ def _balance(name: str, task: Task, known: Facts | None) -> Sheet:
     notes = ["Majority: percent of the most frequent answer of the split, what a constant answer scores on all of it."]
     if len(every) > len(shown):
         notes.append(f"The {len(shown)} most frequent of {len(every):,} different answers.")
-    return Sheet(name, "Splits and answers", ("Split", "Items", *shown, "Majority"), tuple(rows_), tuple(content), tuple(notes))
+    header = ("Split", "Items", *shown, "Majority")
+    return Sheet(name, "Splits and answers", header, tuple(rows_), tuple(content), tuple(notes))
 
 
 def _examples(task: Task, items: Sequence[Item]) -> tuple[Item, ...]:
@@ -246,10 +251,11 @@ def _example_sheet(name: str, task: Task, known: Facts) -> Sheet:
     for item in known.examples:
         rows.append((entry(item.id, code=True), Entry(short(task.prompt(item))), Entry(short(answer(task, item)))))
         content.append({"item": item.id, "prompt": task.prompt(item), "answer": task.answer(item)})
-    notes = ("Training items. A text-to-text base reads the prompt and writes the answer; an encoder reads the text alone and "
-             "says the label. Long texts are cut in the middle.",) if task.kind == "classification" else (
-             "Training items, as a model reads and answers them. Long texts are cut in the middle.",)
-    return Sheet(name, "Examples", ("Item", "Prompt", "Answer"), tuple(rows), tuple(content), notes, frozenset({0, 1, 2}))
+    notes = ["Training items, as a model reads and answers them. Long texts are cut in the middle."]
+    if task.kind == "classification":
+        notes.append("An encoder reads the text without the words around it, and a head on it says the label.")
+    return Sheet(name, "Examples", ("Item", "Prompt", "Answer"), tuple(rows), tuple(content), tuple(notes),
+                 frozenset({0, 1, 2}))
 
 
 def _hardest(name: str, task: Task, misses: Misses) -> Sheet | None:
@@ -261,7 +267,8 @@ def _hardest(name: str, task: Task, misses: Misses) -> Sheet | None:
     for item in ranked[:HARDEST]:
         given, times = misses.said[item].most_common(1)[0]
         wrong, asked = misses.wrong[item], misses.asked[item]
-        rows.append((entry(item, code=True), Entry(f"{wrong} of {asked}"), Entry(short(texts.get(item, ""), 240) or numbers.DASH),
+        text = short(texts.get(item, ""), 240) or numbers.DASH
+        rows.append((entry(item, code=True), Entry(f"{wrong} of {asked}"), Entry(text),
                      Entry(short(label(task.id, misses.expected[item]), 80)),
                      entry(short(label(task.id, given), 80) or "(nothing)", title=numbers.several(times, "run"))))
         content.append({"item": item, "wrong": wrong, "asked": asked, "expected": misses.expected[item], "said": given})
@@ -270,7 +277,8 @@ def _hardest(name: str, task: Task, misses: Misses) -> Sheet | None:
 
 
 def _index(tasks: Sequence[Task], found: Mapping[str, Sequence[Result]], runs: Mapping[str, Sequence[Made]]) -> Sheet:
-    rows, content = [], []
+    rows: list[tuple[Entry, ...]] = []
+    content: list[Mapping[str, Number]] = []
     for task in tasks:
         of = found.get(task.id, ())
         studies = "; ".join(dict.fromkeys(f"{result.of.study.id}, {result.of.scale}" for result in of))
@@ -281,9 +289,9 @@ def _index(tasks: Sequence[Task], found: Mapping[str, Sequence[Result]], runs: M
                      Entry(task.metric.replace("_", " ")), *(Entry(numbers.count(task.sizes[split])) for split in SPLITS),
                      Entry(numbers.percent(rate) if rate is not None else numbers.DASH), Entry(place),
                      Entry(studies or numbers.DASH), Entry(str(made)) if made else entry(numbers.DASH, "faded")))
-        content.append({"task": task.id, "version": task.version, "title": task.title, "kind": task.kind, "metric": task.metric,
-                        **{split: task.sizes[split] for split in SPLITS}, "majority": rate, "source": place,
-                        "studies": studies, "runs": made})
+        content.append({"task": task.id, "version": task.version, "title": task.title, "kind": task.kind,
+                        "metric": task.metric, **{split: task.sizes[split] for split in SPLITS}, "majority": rate,
+                        "source": place, "studies": studies, "runs": made})
     header = ("Task", "What it is", "Kind", "Metric", *(split.capitalize() for split in SPLITS), "Majority", "Source",
               "Measured in", "Runs")
     notes = ("Majority: percent of the most frequent label of the items that runs were scored on.",)

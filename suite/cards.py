@@ -119,8 +119,8 @@ def _doc(thing: Any) -> str:
 
 
 def first(text: str) -> str:
-    """The first sentence of a text."""
-    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0]
+    """The first sentence of a text, or what stands before its first colon."""
+    return re.sub(r":$", ".", re.split(r"(?<=[.:])\s", text, maxsplit=1)[0])
 
 
 def _cite(method: Method[Any]) -> str:
