@@ -161,7 +161,7 @@ def run(
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
     result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address)
     if report and not result.interrupted and not result.stopped:
-        _report(found, scale, cells, None, as_json)
+        _report([(found, scale, tuple(only or ()))], None, None, as_json)
     elif as_json:
         _dump(result.as_json())
     console.print(Text(result.sentence(found.id, scale)))
@@ -211,15 +211,29 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json
 
 @app.command()
 def report(
-    study: StudyName, scale: ScaleName = "desk", only: Only = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write into (default: reports/out/STUDY-SCALE).")] = None,
+    study: Annotated[str | None, typer.Argument(help="A built-in study, or the path of a study file.")] = None,
+    scale: ScaleName = "desk", only: Only = None,
+    every: Annotated[bool, typer.Option("--all", help="Every study and scale that this machine has records of.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the site (default: reports/out).")] = None,
+    mlflow_ui: Annotated[str | None, typer.Option(
+        "--mlflow-ui", envvar="SUITE_MLFLOW_UI", help="Address of the MLflow pages that the site links to.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of what has been run: HTML, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
+    """Write the site of what has been run: pages, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
     from suite import study as studies
 
-    found = studies.load(study)
-    _report(found, scale, studies.cells(found, scale, only or ()), out, as_json)
+    if (study is None) != every or (every and only):
+        raise UserError("suite report: name a study, or use --all alone (a study takes --scale and --only)")
+    if study is not None:
+        found = studies.load(study)
+        _report([(found, _scale(scale), tuple(only or ()))], out, mlflow_ui, as_json)
+        return
+    from reports import site
+
+    known = [(one, scale, ()) for one, scale in site.recorded()]
+    if not known:
+        raise UserError("suite report --all: there are no records yet; `suite run gora` makes some")
+    _report(known, out, mlflow_ui, as_json)
 
 
 @app.command()
@@ -309,22 +323,26 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
     raise typer.Exit(pages.serve(port, host))
 
 
-def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_json: bool) -> None:
-    from reports import build
-    from suite import paths, records, tracking
+def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None, mlflow_ui: str | None,
+            as_json: bool) -> None:
+    """Bring MLflow in line and write the site with new pages of the studies, scales and filters `asked` for."""
+    from reports import site, study_page
+    from suite import paths, tracking
 
-    known = records.load_many(cell.spec.id for cell in cells)
-    folder = out or paths.reports() / f"{study.id}-{scale}"
-    synced = tracking.sync(study, scale, cells, known)
-    written = build.build(study, scale, cells, known, folder)
-    if synced.problem:
-        print(f"suite: {synced.problem}", file=sys.stderr)
+    folder = out or paths.reports()
+    chapters = [study_page.chapter(study, scale, only) for study, scale, only in asked]
+    problems = [tracking.sync(one.study, one.scale, one.cells, one.records).problem for one in chapters]
+    written = site.build(chapters, folder, site.others(folder, chapters), tracking.pages(mlflow_ui))
+    for problem in dict.fromkeys(filter(None, problems)):
+        print(f"suite: {problem}", file=sys.stderr)
     if as_json:
-        _dump(build.as_json(study, scale, cells, known, written.tables) | {"report": str(written.page)})
+        found = [study_page.as_json(one) | {"report": str(folder / one.path)} for one in chapters]
+        _dump(found[0] if len(found) == 1 else found)
         return
     console = Console(width=_wide(), highlight=False)
-    for table in build.terminal_tables(written.tables):
-        console.print(table)
+    for one in chapters if len(chapters) == 1 else ():
+        for table in study_page.terminal_tables(one.tables):
+            console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
 
