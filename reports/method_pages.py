@@ -10,8 +10,9 @@ from markupsafe import Markup, escape
 
 from reports import links, numbers, publication, published_pages, results
 from reports.frame import Page
-from reports.results import Made, Measured, Result
+from reports.results import Made, Result
 from reports.sheets import Entry, Number, Sheet, entry
+from reports.study_page import Chapter
 from suite import capabilities, cards, registry
 from suite.method import Method
 from suite.published import PublishedTable
@@ -22,10 +23,10 @@ AREA = "methods/index.html"
 MOST_RUNS = 200
 
 
-def pages(measured: Sequence[Measured], made: Sequence[Made], tables: Sequence[PublishedTable]) -> list[Page]:
+def pages(chapters: Sequence[Chapter], made: Sequence[Made], tables: Sequence[PublishedTable]) -> list[Page]:
     """The index of methods, and a page for every registered one."""
     found: dict[str, list[Result]] = {}
-    for result in results.results(measured):
+    for result in results.results(chapters):
         found.setdefault(result.method, []).append(result)
     runs: dict[str, list[Made]] = {}
     for run in made:

@@ -9,8 +9,8 @@ from typing import Any, get_args
 from reports import links, numbers, publication
 from reports.frame import Page
 from reports.publication import LETTERS, column_name, printed
-from reports.results import Measured
 from reports.sheets import Entry, Mark, Number, Sheet, entry
+from reports.study_page import Chapter
 from suite.published import EVIDENCE_LABELS, Evidence, PublishedRow, PublishedTable
 
 #: Its index, and its entry of the navigation.
@@ -20,9 +20,9 @@ LEVELS: tuple[Evidence, ...] = get_args(Evidence)
 LEGEND = "; ".join(f"{LETTERS[level]}: {EVIDENCE_LABELS[level]}" for level in LEVELS if level != "recalled")
 
 
-def pages(measured: Sequence[Measured], tables: Sequence[PublishedTable]) -> list[Page]:
+def pages(chapters: Sequence[Chapter], tables: Sequence[PublishedTable]) -> list[Page]:
     """The index of published tables, and a page for each."""
-    held = _held(measured)
+    held = _held(chapters)
     index = _index(tables, held)
     intro = ("Tables of papers as data. Every number says how it is known; only what was read in the paper that made it, or "
              "in a document that repeats it, may decide a verdict. What is missing stays visible as missing.")
@@ -63,12 +63,12 @@ def _numbers(table: PublishedTable, row: PublishedRow) -> list[Entry]:
     return [entry("; ".join(said), *marks)]
 
 
-def _held(measured: Sequence[Measured]) -> dict[str, list[tuple[str, str]]]:
+def _held(chapters: Sequence[Chapter]) -> dict[str, list[tuple[str, str]]]:
     """By published table: what is held against it, and the page of it. Studies without records have no page."""
     from suite import study as studies
 
     found: dict[str, list[tuple[str, str]]] = {}
-    known = {of.study.id: of.study for of in measured}
+    known = {of.study.id: of.study for of in chapters}
     for study in [*known.values(), *(studies.load(name) for name in studies.names() if name not in known)]:
         for scale, edition in study.scales.items():
             for table in edition.tables.values():

@@ -13,33 +13,15 @@ from suite import registry
 from suite.records import Record
 
 if TYPE_CHECKING:
-    from suite.study import Cell, Study
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A study at a scale: all its planned cells, the records that exist, and the tables made of them."""
-
-    study: Study
-    scale: str
-    cells: Sequence[Cell]
-    records: Mapping[str, Record]
-    tables: Sequence[StudyTable]
-
-    @property
-    def path(self) -> str:
-        return links.study(self.study.id, self.scale)
-
-    def method(self, row: str) -> str:
-        """Id of the method behind a row."""
-        return self.study.rows[row].method
+    from reports.study_page import Chapter
+    from suite.study import Cell
 
 
 @dataclass(frozen=True)
 class Result:
     """One value of one table: a line in a column (None: the column is an average over several)."""
 
-    of: Measured
+    of: Chapter
     table: StudyTable
     line: Line
     column_id: str
@@ -47,18 +29,18 @@ class Result:
 
     @property
     def method(self) -> str:
-        return self.of.method(self.line.row)
+        return self.line.method
 
 
 @dataclass(frozen=True)
 class Made:
     """A run with all the links that it has in studies; the first one names it."""
 
-    cells: tuple[tuple[Measured, Cell], ...]
+    cells: tuple[tuple[Chapter, Cell], ...]
     record: Record
 
     @property
-    def of(self) -> Measured:
+    def of(self) -> Chapter:
         return self.cells[0][0]
 
     @property
@@ -71,9 +53,9 @@ class Made:
         return self.of.study.rows[self.cell.row].label
 
 
-def results(measured: Sequence[Measured]) -> Iterator[Result]:
+def results(chapters: Sequence[Chapter]) -> Iterator[Result]:
     """Every value of every table, in the order of the studies; averages are among them."""
-    for of in measured:
+    for of in chapters:
         for table in of.tables:
             columns = {column.id: column for column in table.columns}
             for line in table.lines:
@@ -81,11 +63,11 @@ def results(measured: Sequence[Measured]) -> Iterator[Result]:
                     yield Result(of, table, line, column, columns.get(column))
 
 
-def runs(measured: Sequence[Measured]) -> list[Made]:
+def runs(chapters: Sequence[Chapter]) -> list[Made]:
     """Every recorded run once, in the order of the studies."""
-    found: dict[str, list[tuple[Measured, Cell]]] = {}
+    found: dict[str, list[tuple[Chapter, Cell]]] = {}
     known: dict[str, Record] = {}
-    for of in measured:
+    for of in chapters:
         for cell in of.cells:
             record = of.records.get(cell.spec.id)
             if record is not None:
@@ -147,14 +129,17 @@ def _sheet(name: str, title: str, heading: str, middle: Callable[[Result], Entry
         data.append(_data(result, rate))
     notes = ["Score in percent, mean ± standard deviation over seeds. Interval: over other seeds (t) where there are "
              "several, over other test items (Wilson) where there is one.",
-             "Above the reference: percentage points, with the paired 95 % interval over test items; the reference is the "
-             "study's own. Scores of different studies or scales do not compare: bases, data and recipes differ."]
+             "Bold scores: the highest of their column in the study's table, and all that may be as good.",
+             "Above the reference: percentage points above the study's own reference, paired by item and seed. In brackets: "
+             "the 95 % interval over seeds and test items, or over items alone where there is one seed. Bold: not zero at the "
+             f"5 % level, adjusted for the study's table. {views.FINDS}",
+             "Scores of different studies or scales do not compare: bases, data and recipes differ."]
     if majority:
         notes.append("Majority: percent of the most frequent label of the test items, what a constant answer scores.")
     return Sheet(name, title, tuple(header), tuple(rows), tuple(data), tuple(notes), frozenset({0, 1, 2}))
 
 
-def _study_entry(of: Measured, table: str = "") -> Entry:
+def _study_entry(of: Chapter, table: str = "") -> Entry:
     return Entry(f"{of.study.id}, {of.scale}", link=of.path, title=table)
 
 

@@ -16,8 +16,9 @@ import pandas as pd
 from reports import links, numbers, results
 from reports.frame import Page
 from reports.method_pages import prose
-from reports.results import Made, Measured, Result
+from reports.results import Made, Result
 from reports.sheets import Entry, Number, Sheet, entry
+from reports.study_page import Chapter
 from reports.tables import task_title
 from suite import assets, data, registry
 from suite.errors import UserError
@@ -129,11 +130,11 @@ def short(text: str, most: int = LETTERS) -> str:
     return f"{head.rpartition(' ')[0] or head} … {tail.partition(' ')[2] or tail}"
 
 
-def pages(measured: Sequence[Measured], made: Sequence[Made], misses: Mapping[str, Misses],
+def pages(chapters: Sequence[Chapter], made: Sequence[Made], misses: Mapping[str, Misses],
           tables: Sequence[PublishedTable]) -> list[Page]:
     """The index of tasks, and a page for every registered one."""
     found: dict[str, list[Result]] = {}
-    for result in results.results(measured):
+    for result in results.results(chapters):
         if result.column is not None:
             found.setdefault(result.column.task, []).append(result)
     runs: dict[str, list[Made]] = {}
