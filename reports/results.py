@@ -131,8 +131,8 @@ def _sheet(name: str, title: str, heading: str, middle: Callable[[Result], Entry
              "several, over other test items (Wilson) where there is one.",
              "Bold scores: the highest of their column in the study's table, and all that may be as good.",
              "Above the reference: percentage points above the study's own reference, paired by item and seed. In brackets: "
-             "the 95 % interval over seeds and test items, or over items alone where there is one seed. Bold: not zero at the "
-             f"5 % level, adjusted for the study's table. {views.FINDS}",
+             "the 95 % interval over seeds and test items, or over items alone where there is one seed. Bold: not zero at "
+             f"the 5 % level, adjusted for the study's table. {views.FINDS}",
              "Scores of different studies or scales do not compare: bases, data and recipes differ."]
     if majority:
         notes.append("Majority: percent of the most frequent label of the test items, what a constant answer scores.")

@@ -264,7 +264,9 @@ def _hardest(name: str, task: Task, misses: Misses) -> Sheet | None:
     ranked = sorted(misses.wrong, key=lambda item: (-misses.wrong[item] / misses.asked[item], -misses.asked[item], item))
     if not ranked:
         return None
-    texts, rows, content = prompts(task.id), [], []
+    texts = prompts(task.id)
+    rows: list[tuple[Entry, ...]] = []
+    content: list[Mapping[str, Number]] = []
     for item in ranked[:HARDEST]:
         given, times = misses.said[item].most_common(1)[0]
         wrong, asked = misses.wrong[item], misses.asked[item]
