@@ -79,7 +79,7 @@ def others(out: Path, drawn: Sequence[Chapter] = ()) -> list[Chapter]:
     return found
 
 
-def recorded() -> list[tuple[studies.Study, str]]:
+def recorded() -> list[tuple[studies.Study, studies.Scale]]:
     """The built-in studies and scales of which this machine has records."""
     if not paths.runs().is_dir():
         return []
