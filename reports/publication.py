@@ -48,7 +48,8 @@ def publication(study: Study, scale: str, table: StudyTable) -> Publication | No
     if reference is None:
         return None
     source = published.load(reference.table)
-    columns = tuple(c for c in source.columns if not reference.columns or c in reference.columns)
+    results = [c for c in source.columns if source.measure(c).kind in ("score", "gain", "loss")]
+    columns = tuple(c for c in source.columns if c in (reference.columns or results))
     pairs = _pairs(reference, table, source)
     ours = {id(row) for _, row in pairs}
     matched = [row for row in source.rows if id(row) in ours]
