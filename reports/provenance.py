@@ -186,11 +186,12 @@ def machines(records: Mapping[str, Record]) -> list[Machine]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
         groups.setdefault(repr(sorted(_flat(record.environment).items())), []).append(record.environment)
-    found = [_machine(group[0], len(group)) for group in groups.values()]
-    return sorted(found, key=lambda machine: -machine.runs)
+    found = [machine(group[0], len(group)) for group in groups.values()]
+    return sorted(found, key=lambda one: -one.runs)
 
 
-def _machine(environment: Mapping[str, Any], runs: int) -> Machine:
+def machine(environment: Mapping[str, Any], runs: int) -> Machine:
+    """A record's environment as names and values. Keys that it lacks are left out."""
     facts: list[tuple[str, str]] = []
     hardware = environment.get("hardware")
     for key, value in (hardware.items() if isinstance(hardware, Mapping) else ()):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from reports import overview, study_page
+from reports import overview, shared_pages, study_page
 from reports.frame import Frame, Page
 from reports.study_page import Chapter
 from suite import paths
@@ -21,7 +21,7 @@ from suite.errors import UserError
 #: What a chapter's folder keeps, so that a later build can measure the chapter again.
 KEPT = "study.json"
 #: Folders whose pages are made anew by every build.
-SHARED = ("methods", "tasks", "published")
+SHARED = ("methods", "tasks", "published", "runs")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def build(drawn: Sequence[Chapter], out: Path, others: Sequence[Chapter] = (),
 
 def shared(chapters: Sequence[Chapter], out: Path) -> list[Page]:
     """The pages over all chapters; figures are drawn into the folder `out` of the site."""
-    return [overview.page(chapters, out)]
+    return [overview.page(chapters, out), *shared_pages.pages(chapters)]
 
 
 def _place(chapter: Chapter) -> tuple[int, str]:

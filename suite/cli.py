@@ -72,15 +72,36 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="methods, tasks, bases, studies or published.")],
+          about: Annotated[str | None, typer.Option(
+              help="Only lines that contain this text; published tables also by their methods and columns.")] = None,
           as_json: AsJson = False) -> None:
     """List what is registered."""
     from suite import listing
 
     header, rows = listing.LISTINGS[kind]()
+    if about is not None:
+        rows = listing.about(kind, rows, about)
     if as_json:
         _dump([dict(zip(header, row, strict=True)) for row in rows])
         return
-    _table(header, rows)
+    _table(*listing.brief(kind, header, rows))
+
+
+@app.command()
+def show(kind: Annotated[Literal["published"], typer.Argument(help="published.")],
+         name: Annotated[str, typer.Argument(help="Id of a table (`suite list published`) or the path of its file.")],
+         as_json: AsJson = False) -> None:
+    """Show one published table: every number with how it is known, the protocol and the caveats."""
+    from suite import listing, published
+
+    table = published.load(name)
+    if as_json:
+        _dump(table.model_dump(mode="json"))
+        return
+    if table.rows:
+        _table(*listing.published_cells(table), title=table.id)
+    for text in listing.published_facts(table):
+        Console(width=_wide(), highlight=False).print(Text(text))
 
 
 @app.command()
@@ -387,6 +408,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], title: str |
 
 
 def _shown(value: object) -> Text:
+    if isinstance(value, dict):
+        return Text(", ".join(f"{count} {name}" for name, count in value.items()))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Text(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
     return Text(f"{value:,}" if isinstance(value, int) else f"{value:g}")

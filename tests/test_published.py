@@ -1,62 +1,27 @@
-"""The papers' tables: every one loads, and every fault is said with its file and key."""
+"""The papers' tables: every one is there and loads, and every fault is said with its file, line and key."""
 
 from __future__ import annotations
 
-import copy
+import csv
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from edits import Edit, drop, put
 
-from suite import published
+from suite import paths, published
 from suite.errors import UserError
+from suite.measures import MEASURES
 
-TABLE: dict[str, Any] = {
-    "id": "tiny",
-    "paper": {"title": "A paper", "arxiv": "2501.00001", "table": "Table 1"},
-    "base": "some/base",
-    "protocol": {
-        "train": "one epoch",
-        "metric": "accuracy",
-        "split": "test",
-        "seeds": 3,
-        "selection": "last step",
-    },
-    "columns": ["a", "b", "avg"],
-    "rows": [
-        {
-            "method": "lora",
-            "label": "LoRA",
-            "rank": 8,
-            "evidence": "secondary",
-            "source": "arXiv 2501.00001",
-            "cells": {
-                "a": {"mean": 70.0, "sd": 0.5},
-                "b": {"mean": 80.0, "evidence": "verbatim"},
-                "avg": {"mean": 75.0},
-            },
-        },
-        {
-            "method": "gora",
-            "label": "GoRA",
-            "rank": 8,
-            "evidence": "verbatim",
-            "source": "arXiv 2501.00001",
-            "cells": {"a": {"mean": 71.0}, "b": {"mean": None}},
-        },
-    ],
-    "headline_claims": [{"text": "better", "value": 1.0, "evidence": "verbatim"}],
-}
+#: How many rows, columns, cells, and numbers of each evidence every table has. Change a line with its table.
+EXPECTED = {row["id"]: row for row in csv.DictReader((Path(__file__).parent / "published_tables.csv").open())}
 
 
-EMPTY = "a table without columns or rows must say under `missing` what is to be transcribed"
-
-
-def written(folder: Path, table: Any) -> Path:
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(table, sort_keys=False), encoding="utf-8")
+def edited(folder: Path, name: str, old: str, new: str) -> Path:
+    """A real table with one edit, at its first occurrence."""
+    text = (paths.published() / f"{name}.yaml").read_text(encoding="utf-8")
+    assert old in text
+    path = folder / f"{name}.yaml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
     return path
 
 
@@ -70,22 +35,35 @@ def refusal(path: Path) -> str:
     return sentence.removeprefix(str(path)).removeprefix(": ")
 
 
+def test_every_table_is_there_with_all_its_cells() -> None:
+    found = {}
+    for name in published.names():
+        table = published.load(name)
+        counts = [len(table.rows), len(table.columns), sum(len(row.cells) for row in table.rows),
+                  *(table.evidence.get(level, 0) for level in published.EVIDENCE_LABELS)]
+        header = ["rows", "columns", "cells", *published.EVIDENCE_LABELS]
+        found[name] = {"id": name, **{key: str(count) for key, count in zip(header, counts, strict=True)}}
+    assert found == EXPECTED
+    assert len(EXPECTED) == 84
+
+
 @pytest.mark.parametrize("name", published.names())
-def test_every_table_of_the_repository_loads(name: str) -> None:
+def test_every_table_says_where_it_is_from_and_what_is_missing(name: str) -> None:
     table = published.load(name)
-    assert table.id == name
-    assert table.paper.arxiv
-    assert table.missing or any(cell.mean is not None for row in table.rows for cell in row.cells.values())
+    assert table.paper.arxiv or table.paper.version or "README" in table.paper.table or "source" in table.paper.table
+    assert table.missing or table.numbers == sum(len(row.cells) for row in table.rows) > 0
 
 
-@pytest.mark.parametrize("name", published.names())
-def test_percentages_and_judge_scores_lie_on_their_scale(name: str) -> None:
-    for row in published.load(name).rows:
-        for column, cell in row.cells.items():
-            if column.endswith("-seconds") or column in ("us-per-token", "seconds-per-step", "steps", "trainable"):
-                continue
-            top = 10 if column == "mt-bench" else 100
-            assert cell.mean is None or 0 <= cell.mean <= top
+def test_tables_name_only_tables_that_exist() -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in paths.published().glob("*.yaml")}
+    named = {name for text in texts.values() for name in re.findall(r"(?<![\w/])[a-z0-9]\w+\.yaml", text)}
+    assert len(named) > 10
+    assert named <= set(texts)
+    assert not [name for name, text in texts.items() if re.search(r"(?<![\w.])(/work|notes/|papers/)", text)]
+
+
+def test_every_measure_is_used_by_a_table() -> None:
+    assert {name for table in map(published.load, published.names()) for name in table.measures} == set(MEASURES)
 
 
 def test_there_are_tables_for_gora() -> None:
@@ -107,109 +85,156 @@ def test_headline_claims_follow_from_the_cells() -> None:
     assert mean(llama, "gora", "gsm8k", 128) - mean(llama, "full", "gsm8k") == pytest.approx(2.05)
 
 
-def test_cells_inherit_the_evidence_of_their_row(tmp_path: Path) -> None:
-    row = published.load(str(written(tmp_path, TABLE))).rows[0]
+def test_cells_inherit_the_evidence_of_their_row() -> None:
+    row = published.load("lora_pro").rows[0]
+    assert row.evidence is None
     assert {column: cell.evidence for column, cell in row.cells.items()} == {
-        "a": "secondary",
-        "b": "verbatim",
-        "avg": "secondary",
-    }
+        "mt-bench": "recalled", "gsm8k": "secondary", "humaneval": "recalled"}
+    row = published.load("lora_pro").rows[1]
+    assert {cell.evidence for cell in row.cells.values()} == {row.evidence} == {"recalled"}
 
 
-def test_a_table_without_numbers_says_what_is_missing(tmp_path: Path) -> None:
-    table = published.load(str(written(tmp_path, TABLE | {"columns": [], "rows": [], "missing": ["Table 1"]})))
-    assert table.missing == ("Table 1",)
-    assert table.row("lora") is None
+def test_a_table_without_numbers_says_what_is_missing() -> None:
+    table = published.load("lorasc")
+    assert "sweep over the noise scale" in table.missing
+    assert (table.row("lora"), table.numbers, table.places, table.evidence) == (None, 0, 0, {})
+    assert table.protocol.unknown == ("train", "metric", "split", "selection", "seeds")
 
 
-def test_a_row_is_found_by_method_and_rank() -> None:
+def test_a_row_is_found_by_method_rank_and_base() -> None:
     table = published.load("gora_llama31_8b")
     found = [table.row("gora", rank) for rank in (128, None, 4)]
     assert [row.rank for row in found if row] == [128, 8, 8]
     assert table.row("no-such-method") is None
+    dora = published.load("commonsense_dora_table1")
+    assert dora.bases[0] == dora.base == "meta-llama/Llama-2-7b-hf"
+    cells = [dora.cell("lora", "avg", 32, base) for base in (None, "yahma/llama-7b-hf", "google/gemma-2b")]
+    assert [cell and cell.mean for cell in cells] == [77.6, 74.7, None]
+    assert [row.rank for row in dora.rows_of("dora", base="yahma/llama-13b-hf")] == [16, 32]
+    assert len(dora.rows_of("dora", rank=16)) == 4
+    assert dora.cell("lora", "no-such-column") is None
 
 
-def test_every_kind_of_evidence_has_words_for_readers() -> None:
-    used = {
-        cell.evidence
-        for name in published.names()
-        for row in published.load(name).rows
-        for cell in row.cells.values()
-    }
-    assert used <= set(published.EVIDENCE_LABELS)
+def test_only_scores_that_were_read_may_gate() -> None:
+    table = published.load("gora_llama31_8b")
+    assert {cell.evidence for row in table.rows for column, cell in row.cells.items() if table.may_gate(row, column)} == {
+        "verbatim", "secondary"}
+    assert [cell.may_gate for cell in table.rows_of("rslora")[0].cells.values()] == [False, True, True]
+    costs = published.load("malora_inter_domain")
+    row = costs.row("malora")
+    assert row is not None
+    assert not costs.may_gate(row, "us-per-token")
+    assert costs.may_gate(row, "gsm8k")
+    assert not costs.may_gate(row, "no-such-column")
+
+
+def test_columns_say_what_they_count() -> None:
+    gora, lora = published.load("gora_glue_t5base"), published.load("lora_glue")
+    assert gora.measure("glue-cola") is MEASURES["accuracy"]
+    assert lora.measure("glue-cola") is MEASURES["matthews"]
+    sparta = published.load("sparta_notebooks")
+    assert sparta.scores == ("sst2-accuracy", "sst2-mcc", "sst2-f1")
+    assert sparta.measure("eval-loss").better == "lower"
+    with pytest.raises(KeyError):
+        sparta.measure("avg")
+
+
+def test_averages_are_of_the_columns_that_the_paper_averages() -> None:
+    assert published.load("adalora_glue_debertav3").averaged("avg")[0] == ("glue-mnli", "glue-mnli-mm")
+    assert published.load("malora_inter_domain").averaged("avg")[0] == ("medmcqa",)
+    assert published.load("gora_clip_vit_b16").averaged("avg") == ()
+    assert published.load("gora_glue_t5base").averaged("glue-rte") == ()
+
+
+GORA, CELL = "gora_glue_t5base", "{glue-mnli: {mean: 85.30, sd: 0.04}"
+EXCEPTION = "; correct it or add a caveat that begins 'avg exception:' and names the row's label and the printed number"
+EMPTY = "a table without columns or rows must say under `missing` what is to be transcribed"
+ROW_KEYS = "method, label, base, rank, evidence, cells or source"
+TABLE_KEYS = ("id, paper, base, protocol, columns, measures, averages, rows, headline_claims, caveats or missing")
+ALL_MEASURES = f"{', '.join(list(MEASURES)[:-1])} or {list(MEASURES)[-1]}"
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("name", "old", "new", "line", "sentence"),
     [
-        (put("rows", 0, "cells", "c", {"mean": 1.0}), "rows.0.cells.c: unknown column; use a, b or avg"),
-        (drop("rows", 1, "evidence"), "rows.1.cells.a.evidence: field required"),
-        (
-            put("rows", 1, "evidence", "hearsay"),
-            "rows.1.cells.a.evidence: input should be 'verbatim', 'secondary', "
-            "'recalled' or 'derived' (got 'hearsay')",
-        ),
-        (
-            put("rows", 0, "cells", "avg", "mean", 75.1),
-            "rows.0.cells.avg: the average of LoRA is printed 75.1 but its cells give 75.000; correct it or "
-            "add a caveat that begins 'avg exception:' and names the row's label and the printed number",
-        ),
-        (put("id", "other"), "id: 'other' must be the file's name, 'tiny'"),
-        (
-            put("notes", "x"),
-            "notes: unknown key; use id, paper, base, protocol, columns, rows, headline_claims, caveats or missing",
-        ),
-        (put("rows", 0, "ranks", 8), "rows.0.ranks: unknown key; use method, label, rank, cells or source"),
-        (
-            put("rows", 0, "cells", "a", "std", 1),
-            "rows.0.cells.a.std: unknown key; use mean, sd or evidence",
-        ),
-        (
-            put("protocol", "epochs", 1),
-            "protocol.epochs: unknown key; use train, metric, split, seeds, selection, rank or notes",
-        ),
-        (drop("protocol", "split"), "protocol.split: field required"),
-        (put("columns", ["a", "b", "a"]), "columns: a column stands twice"),
-        (put("columns", []), EMPTY),
-        (put("rows", []), EMPTY),
-        (
-            put("rows", 0, "cells", "a", "sd", -0.1),
-            "rows.0.cells.a.sd: input should be greater than or equal to 0 (got -0.1)",
-        ),
-        (
-            put("rows", 0, "cells", "a", "mean", float("nan")),
-            "rows.0.cells.a.mean: input should be a finite number (got nan)",
-        ),
-        (
-            put("rows", 0, "cells", "a", "mean", "seventy"),
-            "rows.0.cells.a.mean: input should be a valid number, unable to parse string as a number "
-            "(got 'seventy')",
-        ),
-        (
-            put("rows", 0, "cells", "a", 70.0),
-            "rows.0.cells.a: input should be a valid dictionary or instance of PublishedCell (got 70.0)",
-        ),
+        (GORA, "id: gora_glue_t5base", "id: gora", "id: gora", "id: 'gora' must be the file's name, 'gora_glue_t5base'"),
+        (GORA, "base: ", "notes: x\nbase: ", "notes: x", f"notes: unknown key; use {TABLE_KEYS}"),
+        (GORA, "    rank: 8", "    ranks: 8", "    ranks: 8", f"rows.1.ranks: unknown key; use {ROW_KEYS}"),
+        (GORA, "sd: 0.04", "std: 0.04", "std: 0.04", "rows.1.cells.glue-mnli.std: unknown key; use mean, sd or evidence"),
+        (GORA, "  seeds: 3", "  epochs: 3", "protocol:", "protocol.seeds: field required"),
+        (GORA, "  seeds: 3", "  seeds: 3\n  epochs: 3", "  epochs: 3", "protocol.epochs: unknown key; "
+         "use train, metric, split, seeds, selection, statistic, rank or notes"),
+        (GORA, "  split: ", "  # split: ", "protocol:", "protocol.split: field required"),
+        (GORA, "    evidence: secondary", "    evidence: hearsay", "    evidence: hearsay", "rows.0.evidence: "
+         "input should be 'verbatim', 'secondary', 'recalled' or 'derived' (got 'hearsay')"),
+        (GORA, "    evidence: secondary\n", "", "    cells: {glue-mnli: {mean: 86.33",
+         "rows.0.cells.glue-mnli.evidence: field required"),
+        (GORA, "{glue-mnli: {mean: 85.30", "{glue-rte: {mean: 85.30", "{glue-rte",
+         "rows.1.cells.glue-rte: unknown column; use glue-mnli, glue-sst2, glue-cola, glue-qnli, glue-mrpc or avg"),
+        (GORA, CELL, "{glue-mnli: {mean: 853.0, sd: 0.04}", "853.0",
+         "rows.1.cells.glue-mnli.mean: must be from 0 to 100, being percent of right answers (got 853)"),
+        (GORA, CELL, "{glue-mnli: {mean: .nan}", ".nan",
+         "rows.1.cells.glue-mnli.mean: input should be a finite number (got nan)"),
+        (GORA, CELL, "{glue-mnli: {mean: 85.3O}", "85.3O", "rows.1.cells.glue-mnli.mean: "
+         "input should be a valid number, unable to parse string as a number (got '85.3O')"),
+        (GORA, CELL, "{glue-mnli: 85.30", "{glue-mnli: 85.30,", "rows.1.cells.glue-mnli: "
+         "input should be a valid dictionary or instance of PublishedCell (got 85.3)"),
+        (GORA, "sd: 0.04", "sd: -0.04", "sd: -0.04",
+         "rows.1.cells.glue-mnli.sd: input should be greater than or equal to 0 (got -0.04)"),
+        (GORA, "avg: {mean: 87.91}", "avg: {mean: 89.71}", "89.71", "rows.0.cells.avg: the average of Full is printed 89.71 "
+         f"but its cells give 87.906{EXCEPTION}"),
+        (GORA, "avg exception: the printed LoRA average 82.08", "avg exception: the printed rsLoRA average 82.08", "avg: {mean: 82.08}",
+         f"rows.1.cells.avg: the average of LoRA is printed 82.08 but its cells give 82.006{EXCEPTION}"),
+        (GORA, "columns: [glue-mnli,", "columns: [glue-mnli, glue-mnli,", "columns:",
+         "columns.1: the column 'glue-mnli' stands twice"),
+        (GORA, "  accuracy: [glue-mnli, ", "  accuracy: [", "columns:", "columns.0: 'glue-mnli' stands under no measure; "
+         f"add it under `measures` to what it counts: {ALL_MEASURES}"),
+        (GORA, "  accuracy: [", "  accurcy: [", "  accurcy: [", f"measures.accurcy: unknown measure; use {ALL_MEASURES}"),
+        (GORA, "  mean: [avg]", "  mean: [average]", "  mean: [average]", "measures.mean.0: unknown column 'average'; "
+         "use glue-mnli, glue-sst2, glue-cola, glue-qnli, glue-mrpc or avg"),
+        (GORA, "  mean: [avg]", "  mean: [avg]\n  f1: [glue-mrpc]", "  f1:",
+         "measures.f1.0: 'glue-mrpc' stands under 'accuracy' already"),
+        (GORA, '  arxiv: "2502.12171"', '  arxiv: 2502.12171', "  arxiv:",
+         "paper.arxiv: input should be a valid string (got 2502.12171)"),
+        ("mixlora_router_loss", "{mean: 0.001}", "{mean: 0}", 26,
+         "rows.1: the row MixLoRA stands twice, here and in rows.0; "
+         "rows must differ in method, label, rank, base, source or a setting"),
+        ("svft_math", "    base: \"google/gemma-2b\"\n", "", "  - method: full",
+         "rows.0: the row must name its `base`, because the table's is 'per row'"),
+        ("mole_nlp", "  nli-avg: [anli-r1, anli-r2, anli-r3, qnli]\n", "", "nli-avg]", "columns.37: say under `averages` "
+         "which columns 'nli-avg' is the mean of, or [] when they are not in the table"),
+        ("mole_nlp", "  nli-avg: [anli-r1", "  nli-avg: [anli", "  nli-avg: [anli",
+         "averages.nli-avg.0: unknown column 'anli'; use wmt14-en-fr-bleu, "),
+        ("adamix_glue_bert_base", "averages:\n  avg:", "averages:\n  glue-rte:", "  glue-rte:",
+         "averages.glue-rte: no column of measure 'mean'; use avg"),
+        ("adamix_glue_bert_base", "glue-qqp-f1, glue-mrpc-f1, glue-cola, glue-rte, glue-stsb]\nrows",
+         "glue-qqp, glue-mrpc-f1, glue-cola, glue-rte, glue-stsb]\nrows", "avg: {mean: 84.5}",
+         f"rows.7.cells.avg: the average of AdaMix is printed 84.5 but its cells give 84.900{EXCEPTION}"),
+        ("lorasc", "missing:", "caveat:", "caveat:", f"caveat: unknown key; use {TABLE_KEYS}"),
+        (GORA, "columns: [glue-mnli, glue-sst2, glue-cola, glue-qnli, glue-mrpc, avg]", "columns: []", "id:", EMPTY),
     ],
 )
-def test_a_fault_is_said_with_its_key(tmp_path: Path, change: Edit, sentence: str) -> None:
-    table = copy.deepcopy(TABLE)
-    change(table)
-    assert refusal(written(tmp_path, table)) == sentence
-
-
-def test_a_wrong_average_is_excused_by_a_caveat_that_names_row_and_number(tmp_path: Path) -> None:
-    table = copy.deepcopy(TABLE)
-    table["rows"][0]["cells"]["avg"]["mean"] = 75.1
-    table["caveats"] = ["avg exception: the paper prints 75.2 for GoRA."]
-    assert "average of LoRA" in refusal(written(tmp_path, table))
-    table["caveats"] = ["avg exception: the paper prints 75.1 for LoRA."]
-    assert published.load(str(written(tmp_path, table))).caveats
+def test_a_fault_is_said_with_its_line_and_key(
+    tmp_path: Path, name: str, old: str, new: str, line: str | int, sentence: str
+) -> None:
+    path = edited(tmp_path, name, old, new)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    where = line if isinstance(line, int) else next(n for n, text in enumerate(lines, 1) if line in text)
+    assert refusal(path).startswith(f", line {where}: {sentence}")
 
 
 def test_an_average_is_only_held_against_a_full_row(tmp_path: Path) -> None:
-    table = copy.deepcopy(TABLE)
-    table["rows"][1]["cells"]["avg"] = {"mean": 12.0}
-    assert published.load(str(written(tmp_path, table))).rows[1].cells["avg"].mean == 12.0
+    path = edited(tmp_path, GORA, CELL, "{glue-mnli: {mean: null}")
+    cell = published.load(str(path)).rows[1].cells["glue-mnli"]
+    assert (cell.mean, cell.may_gate) == (None, False)
+    assert published.load(str(path)).numbers == published.load(GORA).numbers - 1
+
+
+def test_a_table_is_read_again_when_its_file_changes(tmp_path: Path) -> None:
+    path = edited(tmp_path, GORA, "base: google-t5/t5-base", "base: google-t5/t5-small")
+    assert published.load(str(path)).base == "google-t5/t5-small"
+    edited(tmp_path, GORA, "base: google-t5/t5-base", "base: google-t5/t5-large")
+    assert published.load(str(path)).base == "google-t5/t5-large"
 
 
 @pytest.mark.parametrize(
@@ -219,12 +244,12 @@ def test_an_average_is_only_held_against_a_full_row(tmp_path: Path) -> None:
         (b"id: tiny\nbase: x\nid: other\n", ", line 3: not YAML: the key 'id' stands twice"),
         (
             b"",
-            "the file must be a mapping with the keys id, paper, base, protocol, columns, rows, "
+            "the file must be a mapping with the keys id, paper, base, protocol, columns, measures, averages, rows, "
             "headline_claims, caveats, missing",
         ),
         (
             b"- id: tiny\n",
-            "the file must be a mapping with the keys id, paper, base, protocol, columns, rows, "
+            "the file must be a mapping with the keys id, paper, base, protocol, columns, measures, averages, rows, "
             "headline_claims, caveats, missing",
         ),
         (b"id: caf\xe9\n", "is not UTF-8 text"),
@@ -237,11 +262,15 @@ def test_what_is_no_table_at_all_is_said(tmp_path: Path, content: bytes, sentenc
     assert refusal(path) == sentence
 
 
-def test_an_unknown_table_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    for name in ("no-such-table", str(tmp_path / "absent.yaml")):
-        with pytest.raises(
-            UserError, match=r"unknown published table '.*': use .*gora_ablations, gora_glue_t5base"
-        ):
+def test_an_unknown_table_is_refused_with_those_like_it(tmp_path: Path) -> None:
+    for name, like in (("malora", "malora_ablation, malora_inter_domain"), ("gora_gleu_t5base", "gora_glue_t5base, "),
+                       (str(tmp_path / "lorasc2.yaml"), "lorasc, "), ("zzz", "adalora_components, ")):
+        with pytest.raises(UserError) as caught:
             published.load(name)
+        assert str(caught.value).startswith(f"unknown published table {name!r}: use {like}")
+        assert str(caught.value).endswith("; `suite list published` shows all 84")
+
+
+def test_a_table_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
     assert "cannot be read" in refusal(tmp_path / "folder.yaml")
