@@ -14,10 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from suite.errors import UserError
+from suite.errors import UserError, one_of
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Benchmarks of parameter-efficient fine-tuning: fair sweeps, honest numbers, the papers' tables.")
+
+baseline_app = typer.Typer(no_args_is_help=True, help="Stored numbers of our own that `suite regress --against baseline` "
+                                                      "compares with.")
+app.add_typer(baseline_app, name="baseline")
 
 #: Exit codes: 0 all well, 1 something failed on the way, 2 wrong input, 130 interrupted.
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -30,6 +34,7 @@ Only = Annotated[list[str] | None, typer.Option(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Executor = Literal["local", "ray"]
 Pack = Annotated[str, typer.Option("--pack", help="Runs trained together over one frozen base: auto, or a number.")]
+Against = Literal["published", "baseline"]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
 
@@ -258,6 +263,47 @@ def report(
 
 
 @app.command()
+def regress(
+    study: StudyName,
+    against: Annotated[Against, typer.Option(help="published: the papers' tables; baseline: a stored snapshot of our own.")],
+    scale: ScaleName = "desk", only: Only = None,
+    fail_on: Annotated[list[str] | None, typer.Option(
+        "--fail-on", help="Fail for this verdict as well: better or underpowered. May be repeated.")] = None,
+    markdown: Annotated[Path | None, typer.Option(
+        help="Write a summary for a CI job page; added to the file when it is $GITHUB_STEP_SUMMARY.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Keep the result as a run in MLflow.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether what was run agrees with published tables or a baseline. Exit code 1 when something does not."""
+    from suite import records, regression, tracking, verdict_output
+    from suite import study as studies
+
+    for verdict in fail_on or ():
+        if verdict not in regression.OPTIONAL:
+            raise UserError(f"--fail-on {verdict}: use {one_of(regression.OPTIONAL)}")
+    found = studies.load(study)
+    cells = studies.cells(found, _scale(scale), only or ())
+    known = records.load_many(cell.spec.id for cell in cells)
+    made = regression.run(found, scale, cells, known, against, only or (), fail_on or ())
+    summary = verdict_output.markdown(found, made)
+    if markdown is not None:
+        _write("--markdown", markdown, summary, add=str(markdown) == os.environ.get("GITHUB_STEP_SUMMARY"))
+    if junit is not None:
+        _write("--junit", junit, verdict_output.junit(found, made))
+    if mlflow and (problem := tracking.log_regression(found, made, summary)):
+        print(f"suite: {problem}", file=sys.stderr)
+    if as_json:
+        _dump(made.model_dump(mode="json") | {"red": len(made.red), "counts": made.counts})
+    else:
+        console = Console(width=_wide(), highlight=False)
+        for part in verdict_output.terminal(found, made):
+            console.print(part)
+    if made.red:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Id of a run, or its beginning.")],
     form: Annotated[str, typer.Option(
@@ -276,23 +322,56 @@ def export(
         print(f"{folder}: {', '.join(files)}")
 
 
-@app.command()
-def snapshot(
+@baseline_app.command("accept")
+def baseline_accept(
     study: StudyName,
-    name: Annotated[str, typer.Argument(help="What it was measured on, in one word: two-cores, h100 ...")],
-    scale: ScaleName = "desk", as_json: AsJson = False,
+    name: Annotated[str, typer.Option(help="The class of machine it was measured on, in one word: two-cores, h100 ...")],
+    reason: Annotated[str, typer.Option(help="Why these numbers are right; kept in the log.")],
+    scale: ScaleName = "desk",
+    spare: Annotated[bool, typer.Option(
+        "--spare", help="Run and keep two further seeds, for `suite regress --confirm`.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Keep a finished study's records and tables under results/measured/, to be committed."""
-    from suite import records, snapshot
+    """Make a study's records the baseline of a class of machine, under results/measured/, to be committed."""
+    from suite import baseline
     from suite import study as studies
 
-    found = studies.load(study)
-    cells = studies.cells(found, scale)
-    folder = snapshot.write(found, scale, cells, records.load_many(cell.spec.id for cell in cells), name)
+    folder = baseline.accept(studies.load(study), _scale(scale), name, reason, spare, Console(stderr=True, highlight=False))
     if as_json:
-        _dump({"folder": str(folder), "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))})
+        _dump({"folder": str(folder), "accepted": baseline.read(folder).log[-1].model_dump()})
     else:
         print(folder)
+
+
+@baseline_app.command("list")
+def baseline_list(as_json: AsJson = False) -> None:
+    """List the baselines: what they hold, when and why they were accepted."""
+    from suite import baseline
+
+    header, rows = baseline.summary()
+    if as_json:
+        _dump([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        _table(header, rows)
+
+
+@baseline_app.command("show")
+def baseline_show(
+    study: StudyName, scale: ScaleName = "desk",
+    name: Annotated[str | None, typer.Option(help="Which one, if there are several.")] = None, as_json: AsJson = False,
+) -> None:
+    """Show a baseline's means and its log."""
+    from suite import baseline
+    from suite import study as studies
+
+    found = baseline.find(studies.load(study).id, _scale(scale), name)
+    if as_json:
+        _dump([line.model_dump() for line in found.log])
+        return
+    _table(*baseline.shown(found), title=f"Baseline {found.study}-{found.scale}-{found.name}")
+    for line in found.log:
+        code = f"commit {(line.commit or 'unknown')[:12]}{' with changes' if line.dirty else ''}"
+        Console(width=_wide(), highlight=False).print(Text(f"{line.time}, {code}, {line.runs} runs: {line.reason}"))
 
 
 @app.command()
@@ -368,6 +447,14 @@ def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None,
                   soft_wrap=True)
 
 
+def _write(option: str, path: Path, content: str, add: bool = False) -> None:
+    try:
+        with path.open("a" if add else "w", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
+
+
 def _budget(text: str | None) -> Any:
     from suite.specs import Budget
 
@@ -387,7 +474,6 @@ def _pack(text: str) -> int | None:
 
 def _scale(name: str) -> Any:
     """The name, checked. A study may lack a scale; that is told when its edition is asked for."""
-    from suite.errors import one_of
     from suite.study import SCALES
 
     if name not in SCALES:

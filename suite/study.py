@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from suite import bases, calibration, paths, published, registry, yamlfile
 from suite.budget import fit
+from suite.conventions import Excusable
 from suite.errors import UserError, one_of
 from suite.specs import (
     BaseRef,
@@ -54,11 +55,20 @@ class Row(Frozen):
 
 
 class PublishedRef(Frozen):
-    """The published table this one is held against; `rows` maps our row names to the method names in it."""
+    """The published table this one is held against; `rows` maps our row names to the method names in it.
+
+    `tasks` maps our tasks (or TASK/PART) to columns of it where the names differ. `despite`: what may differ, or be
+    unknown, without that a verdict is withheld; such a verdict is shown and never fails."""
 
     table: str
     columns: tuple[str, ...] = ()
     rows: dict[str, str]
+    tasks: dict[str, str] = Field(default_factory=dict)
+    despite: tuple[Excusable, ...] = ()
+
+    def column(self, task: str, part: str | None = None) -> str:
+        """The column that a task, or a part of one, would stand in."""
+        return self.tasks.get(task if part is None else f"{task}/{part}", part or task)
 
 
 class Table(Frozen):
@@ -200,13 +210,18 @@ def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
     rank=8, lora@8, 0.5%, 300000), rate (learning rate) or seed.
     Methods without a size appear once, not once per budget. Raises `UserError` on a wrong method option or filter.
     """
-    filters = [_filter(text) for text in only]
     found = list(_cells(study, scale))
-    for key, values in filters:
+    for key, values in map(_filter, only):
         known = {value for cell in found for value in _facts(cell)[key]}
         for value in values:
             if value not in known:
                 raise UserError(f"--only {key}={value}: study {study.id} at {scale} has {key} {one_of(sorted(known))}")
+    return select(found, only)
+
+
+def select(found: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that pass every filter, written as for `cells`. Raises `UserError` for one that is not `key=value`."""
+    filters = [_filter(text) for text in only]
     return [cell for cell in found if all(set(_facts(cell)[key]) & values for key, values in filters)]
 
 
@@ -326,6 +341,10 @@ def _check_names(study: Study, path: Path) -> None:
                 resolve_method(Row(method=method, label="", options=options), {}, f"{where}.options")
             if table.published is not None:
                 _check_published(table.published, study, f"{where}.published")
+                for task in table.published.tasks:
+                    if task.partition("/")[0] not in table.tasks:
+                        raise UserError(f"{where}.published.tasks: {task!r} is none of the table's tasks "
+                                        f"{one_of(table.tasks)}")
     for row_id, row in study.rows.items():
         resolve_method(row, {}, f"{path}: rows.{row_id}")
 
@@ -336,9 +355,10 @@ def _check_published(reference: PublishedRef, study: Study, where: str) -> None:
         table = published.load(reference.table)
     except UserError as error:
         raise UserError(f"{where}.table: {error}") from None
-    for column in reference.columns:
+    named = [("columns", column) for column in reference.columns]
+    for key, column in [*named, *((f"tasks.{task}", column) for task, column in reference.tasks.items())]:
         if column not in table.columns:
-            raise UserError(f"{where}.columns: unknown column {column!r}; use {one_of(table.columns)}")
+            raise UserError(f"{where}.{key}: unknown column {column!r}; use {one_of(table.columns)}")
     methods = list(dict.fromkeys(row.method for row in table.rows))
     for row, method in reference.rows.items():
         if row not in study.rows:
@@ -366,5 +386,5 @@ def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
     }
 
 
-__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "supposing",
-           "unique"]
+__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "select",
+           "supposing", "unique"]
