@@ -375,6 +375,28 @@ def baseline_show(
 
 
 @app.command()
+def nightly(
+    scale: ScaleName = "desk",
+    only: Annotated[list[str] | None, typer.Option("--study", help="Only this study. May be repeated.")] = None,
+) -> None:
+    """Measure every study of a scale anew, hold it against baselines and published tables, and build the report.
+
+    Exit code 1 when a comparison is red or a step failed.
+    """
+    from suite import nightly as nights
+
+    known = nights.names(_scale(scale))
+    for name in only or ():
+        if name not in known:
+            raise UserError(f"--study {name}: use {one_of(known)}")
+    console = Console(stderr=True, highlight=False)
+    made = nights.run(_scale(scale), only or known, lambda text: console.rule(text))
+    print(f"{'Green' if made.green else 'Red'}: {made.folder / 'summary.md'}")
+    if not made.green:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def bench(
     workload: Annotated[str | None, typer.Argument(help="A workload, or the path of a file (none: list them).")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How many times every way takes its turn.")] = 3,
