@@ -29,6 +29,8 @@ Only = Annotated[list[str] | None, typer.Option(
                    "or seed. May be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Executor = Literal["local", "ray"]
+Protocol = Annotated[Literal["paper", "fair"], typer.Option(
+    "--protocol", help="paper: the study's own settings. fair: every row's learning rate tuned alike, then fresh seeds.")]
 Pack = Annotated[str, typer.Option("--pack", help="Runs trained together over one frozen base: auto, or a number.")]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
@@ -89,13 +91,18 @@ def plan(
     base: Annotated[str | None, typer.Option(help="What it would be on another base (`suite list bases`).")] = None,
     budget: Annotated[str | None, typer.Option(
         help="What it would be at another budget: rank=8, 300k, 0.5% or lora@8.")] = None,
-    pack: Pack = "auto", as_json: AsJson = False,
+    pack: Pack = "auto", protocol: Protocol = "paper", as_json: AsJson = False,
 ) -> None:
     """Show runs, packs, trained parameters, expected time and memory. Nothing is executed, no weights are loaded."""
     from suite import plan as planning
     from suite import study as studies
 
     found = studies.load(study)
+    if protocol == "fair":
+        if base or budget:
+            raise UserError("--protocol fair: a fair plan is that of the study file; leave --base and --budget out")
+        _plan_fair(found, _scale(scale), only or (), _pack(pack), as_json)
+        return
     if base or budget:
         found = studies.supposing(found, scale, base, _budget(budget))
     made = planning.make(found, _scale(scale), studies.cells(found, scale, only or ()), _pack(pack),
@@ -144,6 +151,7 @@ def run(
     executor: Annotated[Executor, typer.Option(help="Processes of this machine, or a Ray cluster.")] = "local",
     ray_address: Annotated[str | None, typer.Option(
         envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head, or auto (default: a cluster of its own here).")] = None,
+    protocol: Protocol = "paper",
     report: Annotated[bool, typer.Option("--report", help="Write the report afterwards.")] = False,
     minutes: Annotated[float, typer.Option(
         "--checkpoint-minutes", min=0, envvar="SUITE_CHECKPOINT_MINUTES",
@@ -151,20 +159,21 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run what a study lacks. Finished runs are kept; the same command goes on after an interruption."""
+    from suite import fair, sweep
     from suite import study as studies
-    from suite import sweep
 
     found = studies.load(study)
     console = Console(stderr=True, highlight=False)
     sweep.settle(found, _scale(scale), console)
-    cells = studies.cells(found, scale, only or ())
+    more = (lambda: fair.cells(found, _scale(scale), only or ())) if protocol == "fair" else None
+    cells = more() if more else studies.cells(found, scale, only or ())
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
-    result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address)
+    result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address, more)
     if report and not result.interrupted and not result.stopped:
-        _report(found, scale, cells, None, as_json)
+        _report(found, scale, only or (), protocol, None, as_json)
     elif as_json:
         _dump(result.as_json())
-    console.print(Text(result.sentence(found.id, scale)))
+    console.print(Text(result.sentence(found.id, scale, protocol)))
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
     if result.failed or result.stopped:
@@ -172,18 +181,24 @@ def run(
 
 
 @app.command()
-def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+           as_json: AsJson = False) -> None:
     """Say what has been run, what is being run, and what went wrong."""
+    from suite import fair, sweep
     from suite import study as studies
-    from suite import sweep
 
     found = studies.load(study)
-    state = sweep.status(found, studies.cells(found, scale, only or ()))
+    cells = fair.cells(found, _scale(scale), only or ()) if protocol == "fair" else studies.cells(found, scale, only or ())
+    state = sweep.status(found, cells)
+    progress = fair.progress(found, _scale(scale)) if protocol == "fair" else None
     if as_json:
-        _dump([vars(one) for one in state])
+        runs = [vars(one) for one in state]
+        _dump(runs if progress is None else {"rows": [vars(one) for one in progress], "runs": runs})
         return
     header, rows = sweep.summary(state)
-    _table(header, rows, title=f"Study {found.id} at {scale}")
+    _table(header, rows, title=f"Study {found.id} at {scale}{', fair protocol' if progress else ''}")
+    if progress is not None:
+        _table(*fair.progress_table(found, progress), title="Tuning")
     for one in state:
         if one.heartbeat is not None:
             Console(width=_wide()).print(Text(f"{one.run} {one.name}: last heartbeat {one.heartbeat:.0f} s ago"))
@@ -211,15 +226,14 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json
 
 @app.command()
 def report(
-    study: StudyName, scale: ScaleName = "desk", only: Only = None,
+    study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
     out: Annotated[Path | None, typer.Option(help="Folder to write into (default: reports/out/STUDY-SCALE).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of what has been run: HTML, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
     from suite import study as studies
 
-    found = studies.load(study)
-    _report(found, scale, studies.cells(found, scale, only or ()), out, as_json)
+    _report(studies.load(study), scale, only or (), protocol, out, as_json)
 
 
 @app.command()
@@ -309,13 +323,43 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
     raise typer.Exit(pages.serve(port, host))
 
 
-def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_json: bool) -> None:
-    from reports import build
-    from suite import paths, records, tracking
+def _plan_fair(study: Any, scale: Any, only: Sequence[str], pack: int | None, as_json: bool) -> None:
+    """What the fair protocol would do: its first rates, and runs and time with and without further ones."""
+    from suite import fair
+    from suite import plan as planning
 
+    machine = planning.local(scale)
+    now = planning.make(study, scale, fair.cells(study, scale, only), pack, machine=machine)
+    least, most = (planning.make(study, scale, cells, pack, machine=machine) for cells in fair.expected(study, scale, only))
+    if as_json:
+        _dump({"now": now.as_json(), "least": least.as_json(), "most": most.as_json()})
+        return
+    for table_id, table in fair.tables(study, scale).items():
+        tuning = {cell.spec.id for cell in fair.cells(study, scale, only) if cell.spec.evaluation.split == "validation"}
+        runs = [run for run in now.runs if run.table == table_id and run.id in tuning]
+        if runs:
+            _table(*planning.summary(runs), title=f"{table.title} (base {table.base}): tuning")
+    if now.packs:
+        _table(*planning.pack_table(now), title=f"First packs, for {now.workers} worker{'s' if now.workers > 1 else ''}")
+    for text in fair.sentences(study, scale, now, least, most):
+        Console(width=_wide()).print(Text(text))
+
+
+def _report(study: Any, scale: str, only: Sequence[str], protocol: str, out: Path | None, as_json: bool) -> None:
+    """Write the study's page, the same for both protocols; that which is asked for is shown here and put into MLflow."""
+    from reports import build
+    from reports import fair as pages
+    from suite import fair, paths, records, tracking
+    from suite import study as studies
+
+    cells = studies.cells(study, scale, only if protocol == "paper" else ())
     known = records.load_many(cell.spec.id for cell in cells)
     folder = out or paths.reports() / f"{study.id}-{scale}"
-    synced = tracking.sync(study, scale, cells, known)
+    if protocol == "fair":
+        asked = fair.cells(study, _scale(scale), only)
+        synced = tracking.sync(study, scale, asked, records.load_many(cell.spec.id for cell in asked))
+    else:
+        synced = tracking.sync(study, scale, cells, known)
     written = build.build(study, scale, cells, known, folder)
     if synced.problem:
         print(f"suite: {synced.problem}", file=sys.stderr)
@@ -323,7 +367,7 @@ def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_j
         _dump(build.as_json(study, scale, cells, known, written.tables) | {"report": str(written.page)})
         return
     console = Console(width=_wide(), highlight=False)
-    for table in build.terminal_tables(written.tables):
+    for table in pages.terminal_tables(study, scale) if protocol == "fair" else build.terminal_tables(written.tables):
         console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
