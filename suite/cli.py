@@ -170,7 +170,7 @@ def run(
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
     result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address, more)
     if report and not result.interrupted and not result.stopped:
-        _report(found, scale, only or (), protocol, None, as_json)
+        _report([(found, scale, tuple(only or ()))], None, None, as_json, protocol)
     elif as_json:
         _dump(result.as_json())
     console.print(Text(result.sentence(found.id, scale, protocol)))
@@ -226,14 +226,29 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json
 
 @app.command()
 def report(
-    study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
-    out: Annotated[Path | None, typer.Option(help="Folder to write into (default: reports/out/STUDY-SCALE).")] = None,
+    study: Annotated[str | None, typer.Argument(help="A built-in study, or the path of a study file.")] = None,
+    scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+    every: Annotated[bool, typer.Option("--all", help="Every study and scale that this machine has records of.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the site (default: reports/out).")] = None,
+    mlflow_ui: Annotated[str | None, typer.Option(
+        "--mlflow-ui", envvar="SUITE_MLFLOW_UI", help="Address of the MLflow pages that the site links to.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of what has been run: HTML, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
+    """Write the site of what has been run: pages, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
     from suite import study as studies
 
-    _report(studies.load(study), scale, only or (), protocol, out, as_json)
+    if (study is None) != every or (every and only):
+        raise UserError("suite report: name a study, or use --all alone (a study takes --scale and --only)")
+    if study is not None:
+        found = studies.load(study)
+        _report([(found, _scale(scale), tuple(only or ()))], out, mlflow_ui, as_json, protocol)
+        return
+    from reports import site
+
+    known = [(one, scale, ()) for one, scale in site.recorded()]
+    if not known:
+        raise UserError("suite report --all: there are no records yet; `suite run gora` makes some")
+    _report(known, out, mlflow_ui, as_json)
 
 
 @app.command()
@@ -345,30 +360,32 @@ def _plan_fair(study: Any, scale: Any, only: Sequence[str], pack: int | None, as
         Console(width=_wide()).print(Text(text))
 
 
-def _report(study: Any, scale: str, only: Sequence[str], protocol: str, out: Path | None, as_json: bool) -> None:
-    """Write the study's page, the same for both protocols; that which is asked for is shown here and put into MLflow."""
-    from reports import build
-    from reports import fair as pages
+def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None, mlflow_ui: str | None,
+            as_json: bool, protocol: str = "paper") -> None:
+    """Bring MLflow in line and write the site with new pages of the studies, scales and filters `asked` for. The page is the
+    same for both protocols: MLflow and the terminal get that which is asked for."""
+    from reports import fair as fair_pages
+    from reports import site, study_page
     from suite import fair, paths, records, tracking
-    from suite import study as studies
 
-    cells = studies.cells(study, scale, only if protocol == "paper" else ())
-    known = records.load_many(cell.spec.id for cell in cells)
-    folder = out or paths.reports() / f"{study.id}-{scale}"
-    if protocol == "fair":
-        asked = fair.cells(study, _scale(scale), only)
-        synced = tracking.sync(study, scale, asked, records.load_many(cell.spec.id for cell in asked))
-    else:
-        synced = tracking.sync(study, scale, cells, known)
-    written = build.build(study, scale, cells, known, folder)
-    if synced.problem:
-        print(f"suite: {synced.problem}", file=sys.stderr)
+    folder = out or paths.reports()
+    chapters = [study_page.chapter(study, scale, only if protocol == "paper" else ()) for study, scale, only in asked]
+    problems = [tracking.sync(one.study, one.scale, one.cells, one.records).problem for one in chapters]
+    for study, scale, only in asked if protocol == "fair" else ():
+        cells = fair.cells(study, _scale(scale), only)
+        problems.append(tracking.sync(study, scale, cells, records.load_many(cell.spec.id for cell in cells)).problem)
+    written = site.build(chapters, folder, site.others(folder, chapters), tracking.pages(mlflow_ui))
+    for problem in dict.fromkeys(filter(None, problems)):
+        print(f"suite: {problem}", file=sys.stderr)
     if as_json:
-        _dump(build.as_json(study, scale, cells, known, written.tables) | {"report": str(written.page)})
+        found = [study_page.as_json(one) | {"report": str(folder / one.path)} for one in chapters]
+        _dump(found[0] if len(found) == 1 else found)
         return
     console = Console(width=_wide(), highlight=False)
-    for table in pages.terminal_tables(study, scale) if protocol == "fair" else build.terminal_tables(written.tables):
-        console.print(table)
+    for one in chapters if len(chapters) == 1 else ():
+        tables = fair_pages.terminal_tables(one.study, one.scale) if protocol == "fair" else ()
+        for table in tables or study_page.terminal_tables(one.tables):
+            console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
 

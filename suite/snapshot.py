@@ -22,7 +22,7 @@ def write(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, R
 
     Raises `UserError` when a planned run has no record: a snapshot is whole.
     """
-    from reports import build
+    from reports import site, study_page
 
     wanted = list(dict.fromkeys(cell.spec.id for cell in cells))
     missing = [run for run in wanted if run not in known]
@@ -35,9 +35,11 @@ def write(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, R
     lines = [known[run].model_dump_json() for run in wanted]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
-        build.build(study, scale, cells, known, Path(scratch))
-        shutil.copyfile(Path(scratch) / "report.md", folder / "report.md")
-        for figure in sorted((Path(scratch) / "figures").glob("*.png")):
+        chapter = study_page.Chapter.of(study, scale, cells, known)
+        site.build([chapter], Path(scratch))
+        drawn = Path(scratch) / chapter.name
+        shutil.copyfile(drawn / "report.md", folder / "report.md")
+        for figure in sorted((drawn / "figures").glob("*.png")):
             shutil.copyfile(figure, folder / "figures" / figure.name)
-        shutil.copytree(Path(scratch) / "tables", folder / "tables", ignore=shutil.ignore_patterns("*.tex"))
+        shutil.copytree(drawn / "tables", folder / "tables", ignore=shutil.ignore_patterns("*.tex"))
     return folder

@@ -94,6 +94,12 @@ def store_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.results().resolve() / 'mlflow.db'}"
 
 
+def pages(given: str | None = None) -> str | None:
+    """Address of the MLflow pages for links: the one given, else the server that `$MLFLOW_TRACKING_URI` names, else None."""
+    address = given or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return public(address).rstrip("/") if address.startswith(("http://", "https://")) else None
+
+
 def sync(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record],
          uri: str | None = None) -> SyncResult:
     """Bring the study's experiment in line with the records of `cells`; other runs in it are not touched.
