@@ -1,4 +1,4 @@
-"""How figures look, and how they are written: SVG in the page, and PNG, SVG and PDF files.
+"""How figures look, and how they are written: SVG in the page; PNG, SVG and PDF files, with their numbers as CSV.
 
 Matplotlib draws with a few marked colours for ink, grid and paper. In the page these become CSS variables, so
 that a figure follows the page's light or dark; in the files they stay what they are, dark on white.
@@ -20,6 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
+
+from reports.sheets import Number, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +65,7 @@ class Figure:
     alt: str
     svg: str
     width: int  # CSS pixels at which its text has the size it was drawn for
-    formats: tuple[str, ...] = ("png", "svg")
+    formats: tuple[str, ...] = ("png", "svg", "csv")
 
     def file(self, suffix: str) -> str:
         """Where the page finds the file of a format."""
@@ -86,9 +88,11 @@ def style() -> Any:
     return mpl.rc_context(dict(STYLE))  # type: ignore[arg-type]
 
 
-def finish(figure: Drawing, name: str, caption: str, alt: str, folder: Path, paper: bool = False) -> Figure:
+def finish(figure: Drawing, name: str, caption: str, alt: str, folder: Path, data: Sequence[Mapping[str, Number]],
+           paper: bool = False) -> Figure:
     """Write the figure's files into `folder` and return it for the page. Same figure, same bytes.
 
+    `data`: the numbers that are drawn, one mapping per row of the CSV file, all with the same keys.
     `paper`: write PDF too, with its fonts embedded as papers want them, which takes as long as all the rest.
     """
     out = io.StringIO()
@@ -97,10 +101,12 @@ def finish(figure: Drawing, name: str, caption: str, alt: str, folder: Path, pap
     (folder / f"{name}.svg").write_text(text, encoding="utf-8")
     figure.set_dpi(160)
     FigureCanvasAgg(figure).print_png(folder / f"{name}.png", metadata={"Software": None})
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        write_csv(data, file)
     if paper:
         nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
         FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata=nothing)
-    formats = ("png", "svg", "pdf") if paper else ("png", "svg")
+    formats = ("png", "svg", "pdf", "csv") if paper else ("png", "svg", "csv")
     return Figure(name, caption, alt, inline(text, name, alt), round(figure.get_figwidth() * 100), formats)
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: Names that a sentence lists before it says how many more there are.
 LISTED = 8
 #: What the word means in every sentence here.
-CLEARLY = ("Clearly: the paired 95 % interval over test items excludes zero, and at least two seeds all "
-           "point the same way.")
+CLEARLY = ("Clearly: not zero at the 5 % level, paired, over other seeds and other test items, adjusted for all "
+           "differences of the table (Benjamini and Hochberg).")
 
 
 @dataclass(frozen=True)
@@ -166,27 +166,38 @@ def _against_reference(table: StudyTable, lines: Sequence[Line], budget: str, co
     below: list[str] = []
     weak: list[str] = []
     level: list[str] = []
+    finds: list[float] = []
     known = [(delta, line) for line in lines
              if (delta := table.differences.get((line.key, column))) is not None]
     for delta, line in sorted(known, key=lambda pair: -pair[0].mean):
         said = f"{line.name} ({numbers.signed(delta.mean)})"
         if delta.clear:
             (above if delta.mean > 0 else below).append(said)
-        elif delta.interval is not None and delta.interval.excludes_zero:
+        elif delta.clear_on_items:
             weak.append(said)
         else:
             level.append(said)
+            finds += [delta.detectable] if delta.detectable is not None else []
     if not known:
         return []
     reference = table.reference_label
     if not budget and len(table.budgets) > 1:
         reference = table.reference[known[0][1].key].label
-    why = "one seed only" if len(table.seeds) < 2 else "seeds disagree, or only one has run"
+    why = "one seed only" if len(table.seeds) < 2 else "not of the seeds, or only one has run"
     found = [f"{said}: {some(names)}." for said, names in (
         (f"Clearly above {reference}", above), (f"Clearly below {reference}", below),
         (f"Beyond the noise of the test items, but {why}", weak),
         (f"Not told apart from {reference}", level)) if names]
+    if finds:
+        found.append(f"{_finds(finds)}.")
     return [f"At {budget}. {' '.join(found)}"] if budget else found
+
+
+def _finds(points: Sequence[float]) -> str:
+    """What the experiment would have found between rows that it did not tell apart."""
+    low, high = numbers.percent(min(points)), numbers.percent(max(points))
+    size = f"{low} points" if low == high else f"{low} to {high} points (by row)"
+    return f"Among the latter, true differences of {size} would be found in 80 of 100 such experiments"
 
 
 def _cost(table: StudyTable, scored: dict[str, float]) -> list[str]:

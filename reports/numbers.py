@@ -18,6 +18,11 @@ def signed(value: float, decimals: int = 1) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
+def chance(value: float) -> str:
+    """A p-value: 0.031, 0.4, below 0.001."""
+    return "below 0.001" if value < 0.001 else f"{value:.2g}"
+
+
 def interval(found: Interval, sign: bool = True) -> str:
     """[−0.3, +2.7], in points."""
     write = signed if sign else percent

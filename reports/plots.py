@@ -1,4 +1,4 @@
-"""The figures of a report: differences, accuracy against parameters, loss curves and rank maps."""
+"""The figures of a report: differences, standing over tasks, scores against costs, loss curves and rank maps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from reports import numbers
-from reports.figures import GRID, MUTED, PAPER, Figure, Look, drawing, finish, panels, ramp, style
+from reports import numbers, views
+from reports.figures import GRID, INK, MUTED, PAPER, Figure, Look, drawing, finish, panels, ramp, style
+from reports.sheets import Number
 from reports.tables import Line, StudyTable, read
-from suite import rank_map
+from suite import rank_map, statistics
 from suite.records import Record
 from suite.statistics import Summary
 
@@ -23,6 +24,10 @@ from suite.statistics import Summary
 CURVE_POINTS = 160
 #: Lines in a figure of differences: as many as a page can show.
 MOST_LINES = 60
+#: Curves in a performance profile.
+MOST_CURVES = 12
+#: A point, for what a profile's description says of the runs near the top.
+NEAR = 0.01
 #: Panels side by side.
 ACROSS = 3
 
@@ -61,16 +66,169 @@ def differences(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> F
         middle = (left / figure.get_figwidth() + 1) / 2
         figure.text(middle, 0.07 / figure.get_figheight(), f"points above {table.reference_label}",
                     ha="center", va="bottom")
-        ticks = "; thin ticks are single seeds" if len(table.seeds) > 1 else ""
+        several = len(table.seeds) > 1
+        noise = "seeds and test items; thin ticks are single seeds" if several else "test items, for this one seed"
         caption = (f"Difference to {table.reference_label} in percentage points: mean and paired 95 % "
-                   f"interval over test items{ticks}. Filled: the interval excludes zero, and at least two "
-                   "seeds all point the same way.")
+                   f"interval over {noise}.")
+        if several:
+            caption += " Filled: not zero at the 5 % level, adjusted for all differences of the table."
         if any((line.key, column) not in table.differences for line in lines for column in columns):
             caption += " Hatched: no result."
         if every > len(lines):
             caption += f" The {len(lines)} of {every} rows that are furthest from the reference; the table has the others."
-        return finish(figure, f"{table.id}-difference", caption, _difference_alt(table, lines), folder,
+        data = [_difference_data(table, line, column) for line in lines for column in columns]
+        return finish(figure, f"{table.id}-difference", caption, _difference_alt(table, lines), folder, data,
                       paper=True)
+
+
+def standing(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
+    """Mean rank over the columns with its interval; bars join the lines that are not told apart."""
+    if table.standing is None:
+        return None
+    ranking, every = table.standing.ranking, len(table.standing.lines)
+    order = sorted(range(every), key=lambda i: ranking.means[i])
+    lines = [table.standing.lines[i] for i in order[:MOST_LINES]]
+    groups = [place for group in ranking.groups() if (place := [order.index(i) for i in group])[-1] < len(lines)]
+    left = 0.35 + 0.068 * max(len(line.label) for line in lines)
+    right = 0.3 + 0.11 * len(groups)
+    with style():
+        figure = drawing(left + 4.2 + right, 1.25 + 0.25 * len(lines))
+        axis = panels(figure, 1, 1, left=left, right=right, top=0.62, bottom=0.5)[0]
+        for y, (i, line) in enumerate(zip(order, lines, strict=False)):
+            look, interval = looks[line.row], ranking.intervals[i]
+            axis.plot([interval.low, interval.high], [y, y], color=look.colour, linewidth=2.2, solid_capstyle="butt")
+            axis.plot(ranking.means[i], y, marker=look.marker, markersize=6.5, color=look.colour, markeredgecolor=PAPER,
+                      markeredgewidth=0.6)
+        axis.set_xlim(0.8, max(every, 1.2) + 0.2)
+        axis.set_ylim(len(lines) - 0.5, -0.5)
+        axis.set_yticks(range(len(lines)), [line.label for line in lines])
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.set_xlabel("mean rank (1: best in every column)")
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        for number, group in enumerate(groups):
+            x = 1 + (0.14 + 0.11 * number) / 4.2
+            axis.plot([x, x], [group[0] - 0.25, group[-1] + 0.25], color=INK, linewidth=2, clip_on=False,
+                      transform=axis.get_yaxis_transform(), solid_capstyle="butt")
+        ruler = 1 + 0.17 / (0.25 * len(lines))  # above the panel
+        end = min(1 + ranking.critical, every + 0.2)
+        axis.plot([1, end], [ruler, ruler], color=INK, linewidth=1.4, clip_on=False, marker="|", markersize=6,
+                  transform=axis.get_xaxis_transform())
+        axis.text(1, ruler + 0.12 / (0.25 * len(lines)), f"critical difference {ranking.critical:.2f}",
+                  transform=axis.get_xaxis_transform(), fontsize=8.5)
+        noise = "seeds and test items" if ranking.over_seeds else "test items, as some rows have one seed"
+        caption = (f"Mean rank over {len(table.columns)} columns, with the 95 % interval over other {noise}. Bars at the "
+                   "right join rows that are not told apart: their mean ranks differ by less than the critical difference, "
+                   "which holds for all pairs at once. Other tasks might rank otherwise.")
+        if every > len(lines):
+            caption += f" The best {len(lines)} of {every} rows."
+        if len(missing := [line.label for line in table.lines if line not in table.standing.lines]):
+            caption += f" Not ranked, as some answers are missing: {numbers.listing(missing[:MOST_LINES])}."
+        said = "; ".join(f"{line.label} {ranking.means[i]:.2f}" for i, line in zip(order, lines, strict=False))
+        data = [{**_place(table.standing.lines[i]), "mean_rank": ranking.means[i], "low": ranking.intervals[i].low,
+                 "high": ranking.intervals[i].high, "critical_difference": ranking.critical} for i in order]
+        alt = f"Mean ranks, {table.title}, critical difference {ranking.critical:.2f}: {said}."
+        return finish(figure, f"{table.id}-standing", caption, alt, folder, data, paper=True)
+
+
+def profile(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
+    """Performance profiles: the share of a line's runs that are at most so many points behind the best of their column."""
+    columns = [column.id for column in table.columns]
+    lines = [line for line in table.lines if all(table.values[line.key, column].scores for column in columns)]
+    if len(columns) < 2 or len(lines) < 3:
+        return None
+    scores = [[list(table.values[line.key, column].scores.values()) for line in lines] for column in columns]
+    gaps = sorted({max(sum(of) / len(of) for of in task) - score for task in scores for of in task for score in of})
+    behind = [0.0, *(gap for gap in gaps if gap > 0)]
+    shares = statistics.profile(scores, behind)
+    order = sorted(range(len(lines)), key=lambda i: -float(np.trapezoid(shares[i], behind)))
+    shown = order[:MOST_CURVES]
+    legend = 0.19 * -(-len(shown) // 3) + 0.1
+    with style():
+        figure = drawing(6.6, 3.1 + legend)
+        axis = panels(figure, 1, 1, left=0.65, right=0.15, top=0.15, bottom=0.5 + legend)[0]
+        for i in shown:
+            look = looks[lines[i].row]
+            axis.step([100 * x for x in behind], 100 * shares[i], where="post", color=look.colour, linestyle=look.dash)
+        axis.set_ylim(0, 103)
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axis.set_xlabel("points behind the best of the column")
+        axis.set_ylabel("runs, %")
+        handles = [Line2D([], [], color=looks[lines[i].row].colour, linestyle=looks[lines[i].row].dash,
+                          label=lines[i].label) for i in shown]
+        figure.legend(handles=handles, loc="lower center", ncols=min(3, len(shown)), handlelength=1.6,
+                      columnspacing=1.4, borderaxespad=0.2)
+        caption = (f"Performance profile over {len(columns)} columns: how many of a row's runs are at most so many points "
+                   "behind the highest mean of their column. Higher is better; at the left, how often a row is at the top.")
+        if len(shown) < len(lines):
+            caption += f" The {len(shown)} of {len(lines)} rows that are best over all."
+        near = shares[:, max(i for i, gap in enumerate(behind) if gap <= NEAR)]
+        said = "; ".join(f"{lines[i].label} {100 * near[i]:.0f} %" for i in shown)
+        data = [{**_place(lines[i]), "behind_points": 100 * gap, "runs_percent": 100 * float(share)}
+                for i in order for gap, share in zip(behind, shares[i], strict=True)]
+        alt = f"Share of runs within {100 * NEAR:.0f} point of the best, {table.title}: {said}."
+        return finish(figure, f"{table.id}-profile", caption, alt, folder, data, paper=True)
+
+
+def fronts(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
+    """Score against trained parameters, run time and peak memory, with the Pareto front of each."""
+    column = table.headline
+    scored = [(line, summary) for line in table.lines if (summary := table.values[line.key, column].summary) is not None]
+    costs: dict[str, dict[str, float]] = {"trained parameters": {}, "run time, s": {}, "peak memory, GiB": {}}
+    for line, _ in scored:
+        seconds, memory = views.price(table, line)
+        trained = table.sizes[line.key].middle if line.key in table.sizes else None
+        for kind, value in zip(costs, (trained, seconds, memory / 2**30 if memory else None), strict=True):
+            if value:  # what costs nothing has no place on a log axis
+                costs[kind][line.key] = value
+    costs = {kind: values for kind, values in costs.items() if len(values) > 1}
+    if not costs:
+        return None
+    rows = list({line.row: line for line, _ in scored}.values())
+    legend = 0.19 * -(-len(rows) // 4) + 0.1
+    data: list[dict[str, Number]] = []
+    ends: list[str] = []
+    with style():
+        figure = drawing(0.75 + 2.6 * len(costs), 3.0 + legend)
+        axes = panels(figure, len(costs), 1, left=0.62, right=0.12, top=0.15, bottom=0.5 + legend, wide=0.3)
+        for axis, (kind, values) in zip(axes, costs.items(), strict=True):
+            points = [(line, values[line.key], summary) for line, summary in scored if line.key in values]
+            best = statistics.front([summary.mean for *_, summary in points], [cost for _, cost, _ in points])
+            edge = sorted((cost, 100 * summary.mean) for (_, cost, summary), on in zip(points, best, strict=True) if on)
+            axis.step([x for x, _ in edge], [y for _, y in edge], where="post", color=MUTED, linewidth=1,
+                      linestyle=(0, (4, 3)), zorder=1)
+            for (line, cost, summary), on in zip(points, best, strict=True):
+                look = looks[line.row]
+                axis.errorbar(cost, 100 * summary.mean, yerr=100 * (summary.sd or 0), color=look.colour, fmt=look.marker,
+                              markersize=6.5, elinewidth=0.9, markeredgecolor=look.colour, markeredgewidth=1.3,
+                              markerfacecolor=look.colour if on else PAPER)
+                data.append({**_place(line), "column": column, "cost": kind, "value": cost,
+                             "mean_percent": 100 * summary.mean,
+                             "sd_percent": 100 * summary.sd if summary.sd is not None else None, "on_front": on})
+            axis.set_xscale("log")
+            low, high = min(values.values()), max(values.values())
+            axis.set_xlim(low / 1.25, high * 1.25)
+            wide = high > 50 * low
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=9))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+            axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+            axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axis.tick_params(labelleft=axis is axes[0])
+            axis.set_xlabel(kind)
+            axis.margins(y=0.08)
+            names = [line.label for (line, *_), on in zip(points, best, strict=True) if on]
+            ends.append(f"{kind}: {numbers.listing(names)}")
+        axes[0].set_ylabel(f"{table.title_of(column)}, %")
+        handles = [Line2D([], [], color=looks[line.row].colour, marker=looks[line.row].marker, markersize=6,
+                          linestyle="none", label=line.name) for line in rows]
+        figure.legend(handles=handles, loc="lower center", ncols=min(4, len(rows)), handletextpad=0.3, columnspacing=1.2,
+                      borderaxespad=0.2)
+        caption = (f"{table.title_of(column)} against what it costs. Filled: on the Pareto front, no row scores as high for "
+                   "less. The front is that of the means as measured; bars are one standard deviation over seeds.")
+        alt = f"Pareto fronts, {table.title}. {'. '.join(ends)}."
+        return finish(figure, f"{table.id}-fronts", caption, alt, folder, data, paper=True)
 
 
 def parameters(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
@@ -122,8 +280,10 @@ def parameters(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Fi
         figure.legend(handles=handles, loc="center left",
                       bbox_to_anchor=(1 - beside / figure.get_figwidth(), 0.55), handletextpad=0.5,
                       borderaxespad=0, labelspacing=0.55, handlelength=1.4)
+        data = [{**_place(line), "column": column, "trained": size, "mean_percent": 100 * summary.mean,
+                 "sd_percent": 100 * summary.sd if summary.sd is not None else None} for line, size, summary in known]
         return finish(figure, f"{table.id}-parameters", _parameters_caption(table, known, rows),
-                      _parameters_alt(table, trained), folder, paper=True)
+                      _parameters_alt(table, trained), folder, data, paper=True)
 
 
 def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure | None:
@@ -169,7 +329,7 @@ def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
         first = "" if len(lines) == len(table.lines) else " Of several learning rates, the first."
         return finish(figure, f"{table.id}-loss",
                       f"Training loss, mean over seeds: lightly smoothed, with the raw mean faint behind it.{first}",
-                      _losses_alt(table, curves), folder)
+                      _losses_alt(table, curves), folder, _losses_data(lines, curves))
 
 
 def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure | None:
@@ -203,8 +363,39 @@ def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure |
             caption += " Each budget has its own scale of colours."
         if any(grid.isna().any(axis=None) for *_, grid in maps):
             caption += " Grey: no adapter."
+        data = [{"title": title, "block": str(block), "kind": str(kind), "rank": float(rank)} for _, title, grid in maps
+                for kind in grid.columns for block, rank in grid[kind].dropna().items()]
         alt = f"Rank maps of {label}. " + " ".join(f"{title}: {_rank_alt(grid)}." for _, title, grid in maps)
-        return finish(figure, f"{table.id}-ranks", caption, alt, folder)
+        return finish(figure, f"{table.id}-ranks", caption, alt, folder, data)
+
+
+def _place(line: Line) -> dict[str, Number]:
+    return {"row": line.row, "label": line.label, "budget": line.budget}
+
+
+def _difference_data(table: StudyTable, line: Line, column: str) -> dict[str, Number]:
+    delta = table.differences.get((line.key, column))
+    found = delta.interval if delta else None
+    return {**_place(line), "column": column, "difference_points": 100 * delta.mean if delta else None,
+            "low_points": 100 * found.low if found else None, "high_points": 100 * found.high if found else None,
+            "by_seed_points": " ".join(f"{100 * x:.4f}" for x in delta.per_seed) if delta else None,
+            "clear": delta.clear if delta else None}
+
+
+def _losses_data(lines: Sequence[Line], curves: Mapping[tuple[str, str], pd.Series]) -> list[dict[str, Number]]:
+    """The points that are drawn."""
+    found: list[dict[str, Number]] = []
+    for line in lines:
+        for task in dict.fromkeys(task for key, task in curves if key == line.key):
+            raw, smooth = _thin(curves[line.key, task]), _thin(_smooth(curves[line.key, task]))
+            found += [{**_place(line), "task": task, "step": int(step), "loss": float(loss), "smoothed": float(mean)}
+                      for step, loss, mean in zip(raw.index, raw, smooth, strict=True)]
+    return found
+
+
+def _tick(value: float) -> str:
+    """A tick of a log axis: 0.5, 20, 300 k."""
+    return numbers.short(value) if value >= 1000 else f"{value:g}"
 
 
 def _distance(table: StudyTable, line: Line) -> float:
@@ -310,9 +501,13 @@ def _losses_alt(table: StudyTable, curves: Mapping[tuple[str, str], pd.Series]) 
 
 def _loss(axis: Axes, curve: pd.Series, look: Look) -> None:
     smooth = _smooth(curve)
-    raw, thin = (x.iloc[:: max(1, len(x) // CURVE_POINTS)] for x in (curve, smooth))
+    raw, thin = _thin(curve), _thin(smooth)
     axis.plot(raw.index, raw.to_numpy(), color=look.colour, alpha=0.2, linewidth=0.8)
     axis.plot(thin.index, thin.to_numpy(), color=look.colour, linestyle=look.dash, linewidth=1.5)
+
+
+def _thin(curve: pd.Series) -> pd.Series:
+    return curve.iloc[:: max(1, len(curve) // CURVE_POINTS)]
 
 
 def _limit(axis: Axes) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,10 +67,7 @@ class Sheet:
     def csv(self) -> str:
         """The numbers in long form as CSV with a header line."""
         out = io.StringIO()
-        fields = list(dict.fromkeys(key for row in self.data for key in row))
-        writer = csv.DictWriter(out, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.data)
+        write_csv(self.data, out)
         return out.getvalue()
 
     def markdown(self) -> str:
@@ -123,6 +120,13 @@ class Sheet:
         """The sheet as plain data."""
         return {"name": self.name, "title": self.title, "rows": [dict(row) for row in self.data],
                 "notes": list(self.notes)}
+
+
+def write_csv(data: Sequence[Mapping[str, Number]], file: TextIO) -> None:
+    """Rows as CSV with a header line of all their keys."""
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in data for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(data)
 
 
 def entry(text: str, *marks: Mark, note: str = "", title: str = "", code: bool = False,

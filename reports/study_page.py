@@ -176,6 +176,8 @@ def _figures(study: Study, table: StudyTable, folder: Path) -> dict[str, Figure]
     chooser = next((line.row for line in table.lines
                     if any(record.prepare.get("ranks") for record in table.records[line.key])), None)
     drawn = {"differences": plots.differences(table, looks, folder),
+             "standing": plots.standing(table, looks, folder), "profile": plots.profile(table, looks, folder),
+             "fronts": plots.fronts(table, looks, folder),
              "parameters": plots.parameters(table, looks, folder),
              "losses": plots.losses(table, looks, folder)}
     if chooser is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import statistics as plain
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from reports import numbers
 from suite import registry, statistics
 from suite.records import Record
-from suite.statistics import Difference, Outcomes, Summary
+from suite.statistics import Difference, Outcomes, Ranking, Summary
 
 if TYPE_CHECKING:
     from suite.study import Cell, Study
@@ -82,7 +82,7 @@ class Column:
 class Value:
     """What the planned runs of one line and column gave. Diverged runs count with the score that they got.
 
-    `top`: the highest of its column, or not told apart from it.
+    `top`: the highest of its column, or not told apart from it: in 95 of 100 tables the truly best line is among these.
     """
 
     fates: Mapping[Fate, int]
@@ -121,9 +121,19 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Mean ranks over the columns of those lines that have answers in all of them."""
+
+    lines: tuple[Line, ...]
+    ranking: Ranking
+
+
+@dataclass(frozen=True)
 class StudyTable:
     """A measured table. `values` and `differences` are keyed by line and column.
 
+    The p-values of the differences are adjusted together (Benjamini and Hochberg): `q`, and `q_items` for these seeds alone.
+    `standing` is None with fewer than two columns, or fewer than three lines that are complete.
     `averages` are the columns that average others (`AVERAGE`, `ELSEWHERE`), each with those that it averages.
     """
 
@@ -140,6 +150,7 @@ class StudyTable:
     seeds: tuple[int, ...]
     records: Mapping[str, tuple[Record, ...]]
     broken: tuple[str, ...] = ()
+    standing: Standing | None = None
 
     @property
     def has_average(self) -> bool:
@@ -222,12 +233,6 @@ def task_about(task_id: str) -> str:
     return known[task_id].title if task_id in known else task_id.replace("-", " ").capitalize()
 
 
-def apart(delta: Difference) -> bool:
-    """Whether the interval excludes zero and no seed points the other way; one seed is enough."""
-    return (delta.interval is not None and delta.interval.excludes_zero
-            and all(value * delta.mean > 0 for value in delta.per_seed))
-
-
 class _Builder:
     """Gathers one table."""
 
@@ -262,11 +267,11 @@ class _Builder:
         self.values |= {(line.key, average): self._average(line, over)
                         for line in self.lines for average, over in self.averages.items()}
         column_ids = [*self.columns, *self.averages]
-        differences = {
+        differences = _adjusted({
             (line.key, column): delta for line in self.lines for column in column_ids
             if (other := reference[line.key]).key != line.key
             and (delta := self._difference(line, other, column)) is not None
-        }
+        })
         for column in column_ids:
             self._mark_top(column)
         return StudyTable(
@@ -275,7 +280,7 @@ class _Builder:
             sizes={line.key: size for line in self.lines if (size := self._size(line)) is not None},
             seeds=tuple(sorted({cell.spec.seed for cell in self.cells})),
             records={line.key: tuple(self._records(line.key)) for line in self.lines},
-            broken=tuple(self.broken),
+            broken=tuple(self.broken), standing=self._standing(),
         )
 
     def _line(self, cell: Cell) -> Line:
@@ -397,7 +402,7 @@ class _Builder:
         return self._every_seed(line, task, own, theirs), self._every_seed(other, task, theirs, own)
 
     def _every_seed(self, line: Line, task: str, own: Mapping[int, T],
-                    theirs: Mapping[int, T]) -> Mapping[int, T]:
+                    theirs: Iterable[int]) -> Mapping[int, T]:
         """A method that trains nothing runs once: its one answer is paired with every seed of the other."""
         planned = {cell.spec.seed for cell in self.by_place.get((line.key, task), [])}
         if len(planned) == 1 and len(self.table.seeds) > 1 and len(own) == 1:
@@ -405,17 +410,33 @@ class _Builder:
         return own
 
     def _mark_top(self, column: str) -> None:
-        """Mark the highest value of a column, and every other that its difference does not set apart."""
+        """Mark the highest value of a column and what is not clearly below it: Holm over the comparisons with the highest.
+
+        One-sided, as it is known to be the highest: the truly best line is left out in at most 5 % of tables.
+        """
         scored = [(summary.mean, line) for line in self.lines
                   if (summary := self.values[line.key, column].summary) is not None]
         if len(scored) < 2:
             return
         highest, best = max(scored, key=lambda pair: pair[0])
+        behind = {line.key: p for mean, line in scored if mean < highest
+                  if (delta := self._difference(best, line, column)) is not None and (p := delta.p_above) is not None}
+        level = {key for key, p in zip(behind, statistics.adjust(list(behind.values()), "holm"), strict=True)
+                 if p > 1 - statistics.CONFIDENCE}
         for mean, line in scored:
-            delta = self._difference(best, line, column) if mean < highest else None
-            if mean == highest or (delta is not None and delta.interval is not None and not apart(delta)):
+            if mean == highest or line.key in level:
                 place = (line.key, column)
                 self.values[place] = replace(self.values[place], top=True)
+
+    def _standing(self) -> Standing | None:
+        """Mean ranks of the lines that have answers in every column."""
+        columns = list(self.columns.values())
+        lines = tuple(line for line in self.lines if all(self.outcomes.get((line.key, c.id)) for c in columns))
+        if len(columns) < 2 or len(lines) < 3:
+            return None
+        ranking = statistics.rank([[self._every_seed(line, c.task, self.outcomes[line.key, c.id], self.table.seeds)
+                                    for line in lines] for c in columns], [c.task for c in columns])
+        return Standing(lines, ranking) if ranking is not None else None
 
     def _size(self, line: Line) -> Size | None:
         found = [r.trainable for r in self._records(line.key) if r.trainable is not None]
@@ -423,6 +444,16 @@ class _Builder:
             return None
         return Size(min(t.total for t in found), max(t.total for t in found),
                     min(t.share for t in found), max(t.share for t in found))
+
+
+def _adjusted(found: Mapping[tuple[str, str], Difference]) -> dict[tuple[str, str], Difference]:
+    """The differences of a table with their p-values adjusted for all of them."""
+    both: list[dict[tuple[str, str], float]] = []
+    for name in ("p", "p_items"):
+        known = {place: p for place, delta in found.items() if (p := getattr(delta, name)) is not None}
+        both.append(dict(zip(known, statistics.adjust(list(known.values()), "bh"), strict=True)))
+    q, q_items = both
+    return {place: replace(delta, q=q.get(place), q_items=q_items.get(place)) for place, delta in found.items()}
 
 
 def _averages(columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,8 @@ from suite.records import Record
 from suite.statistics import Difference
 
 MAJORITY = "Majority class"
+FINDS = ("Finds: the smallest true difference that an experiment with this noise would find in 80 of 100 cases, tested "
+         "alone at 5 %. A smaller one may be there unseen.")
 _WORDS = {"missing": "not run yet", "failed": "failed", "skipped": "skipped", "diverged": "diverged"}
 
 
@@ -43,7 +45,7 @@ def measured(table: StudyTable) -> Sheet:
 
 
 def differences(table: StudyTable) -> Sheet:
-    """Every line minus its reference, with paired 95 % intervals, in percentage points."""
+    """Every line minus its reference, in percentage points: paired 95 % intervals, and what could have been found."""
     reference = table.reference_label
     header = ("Row", *map(table.title_of, table.column_ids))
     rows, data = [], []
@@ -53,13 +55,7 @@ def differences(table: StudyTable) -> Sheet:
         cells = [difference_entry(table.differences.get((line.key, c))) for c in table.column_ids]
         rows.append((Entry(line.label, link=links.method(line.method)), *cells))
         data += [_difference_data(table, line, c) for c in table.column_ids]
-    notes = ["Percentage points, with the 95 % interval of a bootstrap over test items, paired by item and "
-             "seed. It says what other test items would give for these seeds, not what other seeds would.",
-             "Bold: the interval excludes zero, and at least two seeds all point the same way."]
-    intervals = sum(delta.interval is not None for delta in table.differences.values())
-    if intervals >= 10:
-        chance = max(1, round(intervals * 0.05))
-        notes.append(f"Of {intervals} intervals at 95 %, about {chance} would exclude zero by chance alone.")
+    notes = [f"Percentage points, paired by item and seed. {interval_words(table)} {FINDS}", bold_words(table)]
     return Sheet(f"{table.id}-difference", f"Difference to {reference}", header, tuple(rows), tuple(data),
                  tuple(notes))
 
@@ -88,6 +84,23 @@ def costs(table: StudyTable) -> Sheet:
                  tuple(tuple(row[i] for i in shown) for row in rows), tuple(data), tuple(notes))
 
 
+def interval_words(table: StudyTable) -> str:
+    """What the intervals of a table's differences take for noise."""
+    if len(table.seeds) < 2:
+        return "In brackets: the 95 % interval over other test items, for this one seed."
+    return ("In brackets: the 95 % interval over other seeds and other test items; where the two have one seed in common, "
+            "over other items for that seed.")
+
+
+def bold_words(table: StudyTable) -> str:
+    """What a bold difference means in a table."""
+    tested = sum(delta.p_items is not None for delta in table.differences.values())
+    if len(table.seeds) < 2:
+        return "Nothing is bold: one seed makes no claim about a method."
+    return (f"Bold: not zero at the 5 % level over seeds and items, adjusted for the table's {tested} differences "
+            "(Benjamini and Hochberg): of all that is bold, 5 % is expected to be chance.")
+
+
 def delta_title(table: StudyTable) -> str:
     """What heads the column of headline differences."""
     if table.headline == AVERAGE or len(table.columns) == 1:
@@ -113,17 +126,26 @@ def value_entry(value: Value, is_average: bool = False) -> Entry:
 
 
 def difference_entry(delta: Difference | None) -> Entry:
-    """A difference with its interval."""
+    """A difference with its interval, and what could have been found."""
     if delta is None:
         return _nothing("the two have no seed in common yet")
     text = numbers.signed(delta.mean)
     title = f"by seed: {', '.join(map(numbers.signed, delta.per_seed))}"
-    if delta.interval is None:
-        return entry(text, "faded", note="no interval", title=f"no predictions to resample; {title}")
+    if delta.interval is None or delta.detectable is None:
+        return entry(text, "faded", note="no interval", title=f"no predictions to pair; {title}")
     title = f"{numbers.several(delta.items, 'item')}; {title}"
     if delta.identical:
         return entry(text, "faded", note="same answers", title=title)
-    return entry(text, *_if(delta.clear, "clear"), note=numbers.interval(delta.interval), title=title)
+    p, q, over = ((delta.p, delta.q, "seeds and items") if delta.p is not None else
+                  (delta.p_items, delta.q_items, "items for this seed"))
+    if p is not None:
+        title += f"; p {numbers.chance(p)} over {over}"
+    if q is not None:
+        title += f", adjusted {numbers.chance(q)}"
+    if delta.effect is not None:
+        title += f"; won {numbers.percent(delta.effect, 0)} % of the answers that differ"
+    found = f"{numbers.interval(delta.interval)}, finds {numbers.percent(delta.detectable)}"
+    return entry(text, *_if(delta.clear, "clear"), note=found, title=title)
 
 
 def _no_number(value: Value, is_average: bool) -> Entry:
@@ -159,13 +181,13 @@ def _measured_notes(table: StudyTable, compared: bool) -> list[str]:
     score = metrics.pop().replace("_", " ").capitalize() if len(metrics) == 1 else "Score"
     spread = (f"mean ± standard deviation over {len(table.seeds)} seeds" if len(table.seeds) > 1
               else "one seed, so the spread over seeds is unknown")
-    notes = [f"{score} in percent: {spread}. Bold: the highest of its column, and all that paired "
-             "differences do not set apart from it."]
+    over = "" if len(table.seeds) > 1 else " for this seed"
+    notes = [f"{score} in percent: {spread}. Bold: the highest of its column and all that may be as good{over}; the "
+             "truly best row is among them in 95 of 100 tables (paired differences to the highest, adjusted after Holm)."]
     if compared:
         same = " at the same budget (the last, for rows without one)" if len(table.budgets) > 1 else ""
-        notes.append(f"{delta_title(table)}: points above {table.reference_label}{same}, with the "
-                     "paired 95 % interval over test items. Bold: the interval excludes zero, and at least "
-                     "two seeds all point the same way.")
+        notes.append(f"{delta_title(table)}: points above {table.reference_label}{same}. {interval_words(table)} "
+                     f"{bold_words(table)} {FINDS}")
     if any(column.majority is not None for column in table.columns):
         notes.append("Majority class: always answering the most frequent label of the test items.")
     if any(value.fates.get("diverged") and value.summary for value in table.values.values()):
@@ -193,11 +215,21 @@ def _size_entry(table: StudyTable, line: Line) -> Entry:
                  title=f"{numbers.count(size.low)} to {numbers.count(size.high)}, by task")
 
 
+def price(table: StudyTable, line: Line) -> tuple[float | None, float | None]:
+    """Median seconds of a line's runs and the highest memory in bytes: the device's where there is one."""
+    seconds, memory = (_costs(_scored(table, line))[key] for key in _price_keys(table, line))
+    return (None if seconds is None else float(seconds)), (None if memory is None else float(memory))
+
+
 def _price(table: StudyTable, line: Line) -> tuple[Entry, Entry]:
-    """Median seconds of a run and the highest memory: the device's where there is one."""
     cost = _costs(_scored(table, line))
-    memory = "device_bytes" if cost["device_bytes"] is not None else "resident_bytes"
-    return _cost_entry(cost, "total_s", numbers.seconds), _cost_entry(cost, memory, numbers.size)
+    seconds, memory = _price_keys(table, line)
+    return _cost_entry(cost, seconds, numbers.seconds), _cost_entry(cost, memory, numbers.size)
+
+
+def _price_keys(table: StudyTable, line: Line) -> tuple[str, str]:
+    device = any(record.memory is not None and record.memory.device is not None for record in _scored(table, line))
+    return "total_s", "device_bytes" if device else "resident_bytes"
 
 
 def _scored(table: StudyTable, line: Line) -> list[Record]:
@@ -233,6 +265,12 @@ def _difference_data(table: StudyTable, line: Line, column: str) -> dict[str, Nu
         "difference_points": 100 * delta.mean if delta else None,
         "low_points": 100 * found.low if found else None, "high_points": 100 * found.high if found else None,
         "seeds": len(delta.per_seed) if delta else 0, "items": delta.items if delta else None,
+        "over": None if delta is None or delta.error is None else "seeds and items" if delta.over_seeds else "items",
+        "error_points": _percent(delta.error if delta else None), "dof": delta.dof if delta else None,
+        "finds_points": _percent(delta.detectable if delta else None),
+        "p": delta.p if delta else None, "q": delta.q if delta else None,
+        "p_items": delta.p_items if delta else None, "q_items": delta.q_items if delta else None,
+        "won_percent": _percent(delta.won if delta else None), "lost_percent": _percent(delta.lost if delta else None),
         "clear": delta.clear if delta else None,
         "by_seed_points": " ".join(f"{100 * x:.4f}" for x in delta.per_seed) if delta else None,
     }

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from suite import statistics
-from suite.statistics import Interval, average, average_difference, difference, summarise
+from suite.statistics import Interval, average, average_difference, difference, noise, summarise
 
 
 def outcomes(*values: float, first: int = 0) -> pd.Series:
@@ -333,7 +332,7 @@ def test_the_bootstrap_of_kinds_is_the_bootstrap_of_items() -> None:
     deltas = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=(150, 2))
     deltas[rng.random((150, 2)) < 0.2] = np.nan
     deltas = deltas[np.isfinite(deltas).any(axis=1)]
-    short = statistics._bootstrap(deltas, np.random.default_rng(7))
+    short = noise._bootstrap(deltas, np.random.default_rng(7))
     rows = np.random.default_rng(8).integers(0, len(deltas), size=(4000, len(deltas)))
     plain = np.nanmean(np.nanmean(deltas[rows], axis=1), axis=1)
     assert short.mean() == pytest.approx(plain.mean(), abs=0.003)
