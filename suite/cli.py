@@ -159,14 +159,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run what a study lacks. Finished runs are kept; the same command goes on after an interruption."""
-    from suite import fair, sweep
     from suite import study as studies
+    from suite import sweep
 
     found = studies.load(study)
     console = Console(stderr=True, highlight=False)
     sweep.settle(found, _scale(scale), console)
-    more = (lambda: fair.cells(found, _scale(scale), only or ())) if protocol == "fair" else None
-    cells = more() if more else studies.cells(found, scale, only or ())
+    cells = _cells(found, scale, only, protocol)
+    more = (lambda: _cells(found, scale, only, protocol)) if protocol == "fair" else None
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
     result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address, more)
     if report and not result.interrupted and not result.stopped:
@@ -188,8 +188,7 @@ def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, proto
     from suite import study as studies
 
     found = studies.load(study)
-    cells = fair.cells(found, _scale(scale), only or ()) if protocol == "fair" else studies.cells(found, scale, only or ())
-    state = sweep.status(found, cells)
+    state = sweep.status(found, _cells(found, scale, only, protocol))
     progress = fair.progress(found, _scale(scale)) if protocol == "fair" else None
     if as_json:
         runs = [vars(one) for one in state]
@@ -207,13 +206,14 @@ def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, proto
 
 
 @app.command()
-def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+         as_json: AsJson = False) -> None:
     """Bring MLflow in line with the records, after it could not be reached. Nothing is doubled."""
     from suite import records, tracking
     from suite import study as studies
 
     found = studies.load(study)
-    cells = studies.cells(found, scale, only or ())
+    cells = _cells(found, scale, only, protocol)
     synced = tracking.sync(found, scale, cells, records.load_many(cell.spec.id for cell in cells))
     if as_json:
         _dump(vars(synced))
@@ -349,7 +349,7 @@ def _plan_fair(study: Any, scale: Any, only: Sequence[str], pack: int | None, as
     if as_json:
         _dump({"now": now.as_json(), "least": least.as_json(), "most": most.as_json()})
         return
-    for table_id, table in fair.tables(study, scale).items():
+    for table_id, table in fair.tested(study, scale).edition(scale).tables.items():
         tuning = {cell.spec.id for cell in fair.cells(study, scale, only) if cell.spec.evaluation.split == "validation"}
         runs = [run for run in now.runs if run.table == table_id and run.id in tuning]
         if runs:
@@ -366,13 +366,13 @@ def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None,
     same for both protocols: MLflow and the terminal get that which is asked for."""
     from reports import fair as fair_pages
     from reports import site, study_page
-    from suite import fair, paths, records, tracking
+    from suite import paths, records, tracking
 
     folder = out or paths.reports()
     chapters = [study_page.chapter(study, scale, only if protocol == "paper" else ()) for study, scale, only in asked]
     problems = [tracking.sync(one.study, one.scale, one.cells, one.records).problem for one in chapters]
     for study, scale, only in asked if protocol == "fair" else ():
-        cells = fair.cells(study, _scale(scale), only)
+        cells = _cells(study, scale, only, protocol)
         problems.append(tracking.sync(study, scale, cells, records.load_many(cell.spec.id for cell in cells)).problem)
     written = site.build(chapters, folder, site.others(folder, chapters), tracking.pages(mlflow_ui))
     for problem in dict.fromkeys(filter(None, problems)):
@@ -388,6 +388,14 @@ def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None,
             console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
+
+
+def _cells(study: Any, scale: str, only: Sequence[str] | None, protocol: str) -> list[Any]:
+    """The runs of a study under a protocol; of the fair one those that are known to be needed so far."""
+    from suite import fair
+    from suite import study as studies
+
+    return (fair.cells if protocol == "fair" else studies.cells)(study, _scale(scale), only or ())
 
 
 def _budget(text: str | None) -> Any:

@@ -25,7 +25,7 @@ from suite import study as studies
 from suite.errors import UserError, one_of
 from suite.records import Record
 from suite.specs import Budget
-from suite.study import Cell, Fair, Scale, Study, Table
+from suite.study import Cell, Fair, Study, Table
 
 if TYPE_CHECKING:
     from suite.plan import Plan
@@ -89,7 +89,7 @@ class Tuning:
         return tuple(chain.from_iterable(point.cells for point in self.points))
 
 
-def survey(study: Study, scale: Scale) -> list[Tuning]:
+def survey(study: Study, scale: str) -> list[Tuning]:
     """How far every row and budget of the study's fair tables is, by the records that exist, in the order of the study.
 
     Raises `UserError` when no table of the study at this scale has a `fair` block.
@@ -115,7 +115,7 @@ def survey(study: Study, scale: Scale) -> list[Tuning]:
     return found
 
 
-def cells(study: Study, scale: Scale, only: Sequence[str] = ()) -> list[Cell]:
+def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
     """The runs of the fair protocol that are known to be needed so far: those of the paper's protocol that its tables are
     held against, all rates that are to be tried, and the test runs of rows whose rate is chosen.
 
@@ -127,19 +127,19 @@ def cells(study: Study, scale: Scale, only: Sequence[str] = ()) -> list[Cell]:
     return studies.filtered(study, scale, _distinct(listed), only)
 
 
-def paper(study: Study, scale: Scale) -> list[Cell]:
+def paper(study: Study, scale: str) -> list[Cell]:
     """The runs of the paper's protocol in the rows, tasks and budgets of the fair tables."""
-    return studies.cells(_derived(study, scale, _as_it_is), scale)
+    return studies.cells(counterpart(study, scale), scale)
 
 
-def stage(study: Study, scale: Scale, cell: Cell) -> Stage:
+def stage(study: Study, scale: str, cell: Cell) -> Stage:
     """What a run of the fair protocol is for."""
     if cell.spec.evaluation.split == "validation":
         return "tuning"
     return "paper" if cell.spec.seed in study.edition(scale).tables[cell.table].seeds else "test"
 
 
-def expected(study: Study, scale: Scale, only: Sequence[str] = ()) -> tuple[list[Cell], list[Cell]]:
+def expected(study: Study, scale: str, only: Sequence[str] = ()) -> tuple[list[Cell], list[Cell]]:
     """All runs of the fair protocol from beginning to end, as far as can be said: if no further row needs rates beyond its
     grid, and if every row takes all that it may. Where a rate is not chosen yet, the middle one stands for it."""
     known = survey(study, scale)
@@ -158,9 +158,19 @@ def expected(study: Study, scale: Scale, only: Sequence[str] = ()) -> tuple[list
     return both[0], both[1]
 
 
-def tables(study: Study, scale: Scale) -> dict[str, Table]:
-    """The fair tables: rows, tasks, budgets and seeds as they are scored on the test split."""
-    return dict(_derived(study, scale, lambda table: {"seeds": _fair(table).test_seeds}).edition(scale).tables)
+def tested(study: Study, scale: str) -> Study:
+    """The study with its fair tables alone, as they are scored on the test split; the rates are still the paper's."""
+    return _derived(study, scale, lambda table: {"seeds": _fair(table).test_seeds})
+
+
+def counterpart(study: Study, scale: str) -> Study:
+    """The study with what the fair tables are held against: the paper's protocol in their rows, tasks and budgets."""
+    return _derived(study, scale, _as_it_is)
+
+
+def has(study: Study, scale: str) -> bool:
+    """Whether a table of the study at this scale has a fair block."""
+    return any(table.fair is not None for table in study.edition(scale).tables.values())
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ class Progress:
     edge: End | None
 
 
-def progress(study: Study, scale: Scale) -> list[Progress]:
+def progress(study: Study, scale: str) -> list[Progress]:
     """Where every row of the fair tables stands."""
     found = []
     for one in survey(study, scale):
@@ -206,10 +216,10 @@ def progress_table(study: Study, found: Sequence[Progress]) -> tuple[list[str], 
     return header, rows
 
 
-def sentences(study: Study, scale: Scale, now: Plan, least: Plan, most: Plan) -> list[str]:
+def sentences(study: Study, scale: str, now: Plan, least: Plan, most: Plan) -> list[str]:
     """What a plan of the fair protocol comes to: what is run, and how long it takes with and without further rates."""
     said = []
-    for table in tables(study, scale).values():
+    for table in tested(study, scale).edition(scale).tables.values():
         fair = _fair(table)
         said.append(
             f"{table.title}: {_several(len(fair.grid.rates()), 'rate')} from {fair.grid.lowest:g} to {fair.grid.highest:g}, "
@@ -274,7 +284,7 @@ def _rates(table: Table, fair: Fair) -> dict[str, tuple[float, ...]]:
     return dict.fromkeys(fair.rows or table.rows, fair.grid.rates(extensions, extensions))
 
 
-def _derived(study: Study, scale: Scale, change: Change) -> Study:
+def _derived(study: Study, scale: str, change: Change) -> Study:
     """The study with its fair tables alone, cut to what is tuned, and changed."""
     edition = study.edition(scale)
     found = {name: table.model_copy(update={
@@ -288,7 +298,7 @@ def _derived(study: Study, scale: Scale, change: Change) -> Study:
     return study.model_copy(update={"scales": {**study.scales, scale: edition.model_copy(update={"tables": found})}})
 
 
-def _grouped(study: Study, scale: Scale, change: Change) -> dict[tuple[str, str, str], dict[float, list[Cell]]]:
+def _grouped(study: Study, scale: str, change: Change) -> dict[tuple[str, str, str], dict[float, list[Cell]]]:
     """Cells of the changed study by table, row and budget, and by rate in rising order."""
     found: dict[tuple[str, str, str], dict[float, list[Cell]]] = {}
     for cell in studies.cells(_derived(study, scale, change), scale):
