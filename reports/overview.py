@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics as plain
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,16 @@ class Group:
     method: str
     found: tuple[Comparison, ...]
 
+    @property
+    def seeds(self) -> int:
+        """Seeds of the comparison that has most."""
+        return max(len(one.delta.per_seed) for one in self.found)
+
+    @property
+    def solid(self) -> bool:
+        """Whether any comparison has several seeds: one seed claims nothing."""
+        return self.seeds > 1
+
     def count(self, verdict: str) -> int:
         return sum(one.verdict == verdict for one in self.found)
 
@@ -71,7 +82,8 @@ def page(chapters: Sequence[Chapter], out: Path) -> Page:
     """The overview of these chapters; its figure is drawn into `figures/` of the site's folder `out`."""
     groups = gather(chapters)
     methods, settings, state = _methods(groups), _settings(chapters), _state(chapters)
-    drawn = _figure(groups, out / "figures") if groups else None
+    solid = [group for group in groups if group.solid] or groups
+    drawn = _figure(solid, out / "figures") if solid else None
     small = sorted({chapter.scale for chapter in chapters} - {"paper"}, key=["desk", "bench", "paper"].index)
     return Page("index.html", "Which adapter, when", "overview.html.j2", {
         "sentences": _sentences(groups), "methods": methods.shortened(MOST_ROWS), "settings": settings.shortened(MOST_ROWS),
@@ -82,7 +94,8 @@ def page(chapters: Sequence[Chapter], out: Path) -> Page:
 
 
 def gather(chapters: Sequence[Chapter]) -> list[Group]:
-    """Every comparison of every table, by row and reference; the highest median difference first."""
+    """Every comparison of every table, by row and reference: those of several seeds first, the highest median difference
+    first."""
     found: dict[tuple[str, str], list[Comparison]] = {}
     for chapter in chapters:
         for table in chapter.tables:
@@ -92,7 +105,7 @@ def gather(chapters: Sequence[Chapter]) -> list[Group]:
                     one = _comparison(chapter, table, line, delta)
                     found.setdefault((line.name, one.reference.name), []).append(one)
     groups = [Group(name, against, each[0].line.method, tuple(each)) for (name, against), each in found.items()]
-    return sorted(groups, key=lambda group: -group.middle)
+    return sorted(groups, key=lambda group: (not group.solid, -group.middle))
 
 
 def _comparison(chapter: Chapter, table: StudyTable, line: Line, delta: Difference) -> Comparison:
@@ -119,33 +132,37 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
 
 
 def _sentences(groups: Sequence[Group]) -> list[str]:
-    """What the comparisons say, method by method, and what is cheap among those that lose nothing."""
+    """What the comparisons of several seeds say, method by method, and what is cheap among those that lose nothing."""
+    solid = [group for group in groups if group.solid]
     kinds: dict[str, list[str]] = {}
-    for group in groups:
+    for group in solid:
         above, below = group.count("above"), group.count("below")
         kind = "both" if above and below else "above" if above else "below" if below else "level"
-        kinds.setdefault(kind, []).append(f"{group.name}{_against(group, groups)} ({_span(group)})")
+        kinds.setdefault(kind, []).append(f"{_name(group, groups)} ({_span(group)})")
     titles = {"above": "Clearly above its reference at least once, clearly below never",
               "both": "Clearly above in one place and clearly below in another",
               "level": "Never told apart from its reference",
               "below": "Clearly below its reference at least once, above never"}
     found = [f"{title}: {findings.some(kinds[kind])}." for kind, title in titles.items() if kind in kinds]
-    safe = [group for group in groups if not group.count("below")]
+    safe = [group for group in solid if not group.count("below") and group.multiple("trained") is not None]
     cheap = []
     for what, said in (("trained", "trained parameters"), ("time", "run time"), ("memory", "memory")):
         known = [(value, group) for group in safe if (value := group.multiple(what)) is not None]
-        if known:
-            value, group = min(known, key=lambda pair: pair[0])
-            if value < 0.98:
-                cheap.append(f"{said} {group.name}{_against(group, groups)} ({times(value)} its reference's)")
+        value, group = min(known, key=lambda pair: pair[0], default=(1.0, None))
+        if group is not None and value < 0.95:
+            cheap.append(f"{said} {_name(group, groups)} ({times(value)})")
     if cheap:
-        found.append(f"Cheapest of those that are clearly below nowhere: {'; '.join(cheap)}.")
+        found.append(f"Cheapest of those that are clearly below nowhere, in multiples of the reference: {'; '.join(cheap)}.")
+    if len(solid) < len(groups):
+        found.append(f"{numbers.several(len(groups) - len(solid), 'row')} ran with one seed only: nothing is claimed of "
+                     f"{'it' if len(groups) - len(solid) == 1 else 'them'}.")
     return found
 
 
-def _against(group: Group, groups: Sequence[Group]) -> str:
-    """Names the reference where the page has several."""
-    return f" against {group.against}" if len({one.against for one in groups}) > 1 else ""
+def _name(group: Group, groups: Sequence[Group]) -> str:
+    """The row's name, with its reference where that is not the usual one."""
+    usual = Counter(one.against for one in groups).most_common(1)[0][0]
+    return group.name if group.against == usual else f"{group.name} against {group.against}"
 
 
 def _span(group: Group) -> str:
@@ -162,14 +179,25 @@ def times(value: float) -> str:
 
 def _methods(groups: Sequence[Group]) -> Sheet:
     rows = tuple((
-        Entry(group.name, link=links.method(group.method)), Entry(group.against), Entry(str(len(group.found))),
-        *(_counted(group.count(kind), "clear") for kind in ("above",)), _counted(group.count("level")),
-        _counted(group.count("below"), "clear"), Entry(numbers.signed(group.middle)),
-        Entry(numbers.signed(min(one.delta.mean for one in group.found))),
-        Entry(numbers.signed(max(one.delta.mean for one in group.found))),
+        entry(group.name, *_faded(group), link=links.method(group.method)), Entry(group.against),
+        Entry(str(len(group.found))), Entry(str(group.seeds)),
+        _counted(group.count("above"), "clear"), _counted(group.count("level")),
+        _counted(group.count("below"), "clear"),
+        entry(numbers.signed(group.middle), note=_span(group) if len(group.found) > 1 else ""),
         *(_multiple(group.multiple(what)) for what in ("trained", "time", "memory")),
     ) for group in groups)
-    data: list[dict[str, Number]] = [{
+    data = _data(groups)
+    header = ("Method", "Against", "Comparisons", "Seeds", "Clearly above", "Not told apart", "Clearly below",
+              "Median difference", "Trained", "Run time", "Memory")
+    notes = ("A comparison is one row at one budget in one table of a study, against that table's reference, in its average "
+             "or only task. Differences are percentage points. Trained parameters, run time and memory: the median multiple "
+             "of the reference's. Grey: one seed only, so nothing is claimed.", findings.CLEARLY)
+    return Sheet("methods", "Methods against their reference", header, rows, tuple(data), notes, frozenset({0, 1}))
+
+
+def _data(groups: Sequence[Group]) -> list[dict[str, Number]]:
+    """A row per comparison."""
+    return [{
         "study": one.chapter.study.id, "scale": one.chapter.scale, "table": one.table.id, "row": one.line.row,
         "label": one.line.label, "method": one.line.method, "reference": one.reference.key,
         "column": one.table.headline, "difference_points": 100 * one.delta.mean,
@@ -178,12 +206,10 @@ def _methods(groups: Sequence[Group]) -> Sheet:
         "seeds": len(one.delta.per_seed), "items": one.delta.items, "verdict": one.verdict,
         "times_trained": one.trained, "times_seconds": one.time, "times_memory": one.memory,
     } for group in groups for one in group.found]
-    header = ("Method", "Against", "Comparisons", "Clearly above", "Not told apart", "Clearly below", "Median difference",
-              "Lowest", "Highest", "Trained", "Run time", "Memory")
-    notes = ("A comparison is one row at one budget in one table of a study, against that table's reference, in its average "
-             "or only task. Differences are percentage points. Trained parameters, run time and memory: the median multiple "
-             "of the reference's.", findings.CLEARLY)
-    return Sheet("methods", "Methods against their reference", header, rows, tuple(data), notes, frozenset({0, 1}))
+
+
+def _faded(group: Group) -> list[Mark]:
+    return [] if group.solid else ["faded"]
 
 
 def _counted(value: int, *marks: Mark) -> Entry:
@@ -270,7 +296,7 @@ def _figure(groups: Sequence[Group], folder: Path) -> Figure:
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = list(groups[:MOST_GROUPS])
-    names = [f"{group.name}{_against(group, groups)}" for group in shown]
+    names = [_name(group, groups) for group in shown]
     every = [one.delta for group in shown for one in group.found]
     ends = [100 * value for delta in every for value in
             ((delta.interval.low, delta.interval.high) if delta.interval else (delta.mean,))]
@@ -309,9 +335,10 @@ def _figure(groups: Sequence[Group], folder: Path) -> Figure:
                           label="not told apart")]
         figure.legend(handles=handles, loc="lower center", ncols=2, labelcolor=INK, borderaxespad=0.2)
         caption = ("Every comparison with a reference: difference in percentage points and its paired 95 % interval. "
-                   "Filled: a clear difference. Arrows: outside the figure.")
+                   "Rows of one seed only are left out where others have several. Filled: a clear difference. "
+                   "Arrows: outside the figure.")
         if len(groups) > len(shown):
             caption += f" The {len(shown)} highest of {len(groups)}; the table has all."
         alt = "Differences to the reference, in points. " + "; ".join(
             f"{name} {_span(group)}" for name, group in zip(names, shown, strict=True)) + "."
-        return finish(figure, "overview", caption, alt, folder)
+        return finish(figure, "overview", caption, alt, folder, _data(shown))
