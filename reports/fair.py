@@ -227,6 +227,10 @@ def _gains(study: Study, table: Table, tunings: Sequence[Tuning], paper: StudyTa
     header = ("Row", "Rate (paper)", "Rate (fair)", "Score (paper)", "Score (fair)", f"Over {reference} (paper)",
               f"Over {reference} (fair)", "Change")
     rows, data = [], []
+    majority = [column.majority for column in paper.columns if column.majority is not None]
+    if majority and len(majority) == len(paper.columns):
+        rate = entry(numbers.percent(plain.fmean(majority)), "faded")
+        rows.append((entry(views.MAJORITY, "faded"), Entry(""), Entry(""), rate, rate, Entry(""), Entry(""), Entry("")))
     for one in tunings:
         sides, is_reference = _sides(one, paper, after), one.row == table.reference
         own = table.rates(one.row)[0]
@@ -245,7 +249,7 @@ def _gains(study: Study, table: Table, tunings: Sequence[Tuning], paper: StudyTa
         f"study's own settings, seeds {numbers.listing(list(map(str, table.seeds)))}. (fair): the tuned rate, fresh seeds "
         f"{numbers.listing(list(map(str, fresh)))}. The test items are the same.",
         "Change: the gain with every row tuned alike, less the gain at the study's own rates, with its 95 % interval over "
-        "seeds and items (the errors of both gains added). Bold: the interval excludes zero.",
+        "seeds and items (the errors of both gains added). Bold: the interval excludes zero, each row for itself.",
         views.FINDS,
     ]
     return Sheet(f"{paper.id}-fair-gains", f"What is left of the gains over {reference}", header, tuple(rows), tuple(data),

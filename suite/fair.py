@@ -173,6 +173,11 @@ def has(study: Study, scale: str) -> bool:
     return any(table.fair is not None for table in study.edition(scale).tables.values())
 
 
+def recorded(study: Study, scale: str) -> dict[str, Record]:
+    """The records that there are of the fair protocol, by run; none where the study has no fair table."""
+    return records.load_many(cell.spec.id for cell in cells(study, scale)) if has(study, scale) else {}
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where one row at one budget stands. `stage`: `grid`, `extension`, `test`, `done` or `skipped`; `runs` of `asked` are

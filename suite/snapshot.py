@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from suite import fair
 from suite.errors import UserError
 from suite.records import Record
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 def write(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, Record], folder: Path) -> None:
     """Write `records.jsonl` (one record a line, in the order of the study) into an empty folder, and the report as Markdown
-    with its figures and CSV tables.
+    with its figures and CSV tables. `fair.jsonl` has the runs of the fair protocol that are not among these, if there are
+    any.
 
     Raises `UserError` when a planned run has no record, or failed: a snapshot is whole.
     """
@@ -30,6 +32,9 @@ def write(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, R
                         f"`suite run {study.id} --scale {scale}` makes them")
     lines = [known[run].model_dump_json() for run in wanted]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tuned = [record for run, record in fair.recorded(study, scale).items() if run not in wanted]
+    if tuned:
+        (folder / "fair.jsonl").write_text("".join(f"{record.model_dump_json()}\n" for record in tuned), encoding="utf-8")
     (folder / "figures").mkdir()
     with tempfile.TemporaryDirectory() as scratch:
         chapter = study_page.Chapter.of(study, scale, cells, known)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ import pytest
 from reports import fair as pages
 from reports import study_page
 from reports.tables import measure
-from suite import fair, records
+from suite import cli, fair, records, snapshot
 from suite import study as studies
 from suite.errors import UserError
 from suite.records import Data, Record, Score
@@ -373,6 +375,58 @@ def test_a_study_without_a_fair_block_says_so() -> None:
         fair.cells(studies.load("gora"), "paper")
 
 
+# The command line.
+
+def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the command in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["suite", *words])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, " ".join(out.split()), err
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(content()), encoding="utf-8")
+    return str(path)
+
+
+def test_plan_says_what_it_takes_with_and_without_further_rates(file: str, monkeypatch: pytest.MonkeyPatch,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = suite(monkeypatch, capsys, "plan", file, "--protocol", "fair")
+    assert code == 0
+    assert "5 rates from 0.001 to 0.01, up to 3 more for a row whose best is at an end; tuning on validation items with " \
+        "seeds 7, 8, test with seeds 20, 21, 22." in out
+    assert "First round: 74 runs" in out
+    assert re.search(r"92 runs, \d+ minutes if no row needs more rates, 128 runs, \d+ minutes if all take all they may", out)
+    assert not records.paths.runs().exists()
+    code, _, err = suite(monkeypatch, capsys, "plan", file, "--protocol", "fair", "--budget", "rank=2")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "leave --base and --budget out" in err
+
+
+def test_status_and_report_say_the_stage_and_the_gains(file: str, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    of = study()
+    for cell in fair.cells(of, "desk"):
+        finish(cell, PEAKS(cell))
+    code, out, _ = suite(monkeypatch, capsys, "status", file, "--protocol", "fair")
+    assert code == 0
+    assert "Study small at desk, fair protocol" in out
+    assert "main LoRA rank 4 test 0 of 6 0.001 to 0.01 0.0032" in out
+    assert "main rsLoRA rank 4 extension 20 of 24 0.00056 to 0.01 —" in out
+    sweep(of, PEAKS)
+    code, out, _ = suite(monkeypatch, capsys, "report", file, "--protocol", "fair")
+    assert code == 0
+    assert "What is left of the gains over LoRA" in out
+    assert "Learning rates that were chosen" in out
+
+
 # The report.
 
 def test_the_report_puts_both_protocols_side_by_side(tmp_path: Path) -> None:
@@ -405,6 +459,19 @@ def test_the_report_puts_both_protocols_side_by_side(tmp_path: Path) -> None:
     assert section.figure is not None
     for suffix in section.figure.formats:
         assert (tmp_path / f"main-fair-curves.{suffix}").stat().st_size > 500
+
+
+def test_a_snapshot_keeps_the_tuning_runs_too(tmp_path: Path) -> None:
+    of = study()
+    sweep(of, PEAKS)
+    cells = studies.cells(of, "desk")
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    snapshot.write(of, "desk", cells, records.load_many(cell.spec.id for cell in cells), folder)
+    kept = [json.loads(line)["id"] for name in ("records.jsonl", "fair.jsonl")
+            for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    assert sorted(kept) == sorted({cell.spec.id for cell in fair.cells(of, "desk")})
+    assert "Learning rates that were chosen" in (folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_flat_is_within_one_paired_standard_error_of_the_best() -> None:
