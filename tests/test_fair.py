@@ -410,18 +410,21 @@ def test_plan_says_what_it_takes_with_and_without_further_rates(file: str, monke
     assert "leave --base and --budget out" in err
 
 
-def test_status_and_report_say_the_stage_and_the_gains(file: str, monkeypatch: pytest.MonkeyPatch,
+def test_status_and_report_say_the_stage_and_the_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    of = study()
+    few = {"tasks": ["movie-sentiment"], "rows": ["lora", "rslora"], "seeds": [0],
+           "fair": FAIR | {"tuning_seeds": [7], "test_seeds": [20]}}
+    of, file = study(**few), tmp_path / "small.yaml"
+    file.write_text(json.dumps(content(**few)), encoding="utf-8")
     for cell in fair.cells(of, "desk"):
         finish(cell, PEAKS(cell))
-    code, out, _ = suite(monkeypatch, capsys, "status", file, "--protocol", "fair")
+    code, out, _ = suite(monkeypatch, capsys, "status", str(file), "--protocol", "fair")
     assert code == 0
     assert "Study small at desk, fair protocol" in out
-    assert "main LoRA rank 4 test 0 of 6 0.001 to 0.01 0.0032" in out
-    assert "main rsLoRA rank 4 extension 20 of 24 0.00056 to 0.01 —" in out
+    assert "main LoRA rank 4 test 0 of 1 0.001 to 0.01 0.0032" in out
+    assert "main rsLoRA rank 4 extension 5 of 6 0.00056 to 0.01 —" in out
     sweep(of, PEAKS)
-    code, out, _ = suite(monkeypatch, capsys, "report", file, "--protocol", "fair")
+    code, out, _ = suite(monkeypatch, capsys, "report", str(file), "--protocol", "fair")
     assert code == 0
     assert "What is left of the gains over LoRA" in out
     assert "Learning rates that were chosen" in out
@@ -547,7 +550,7 @@ def test_the_interval_of_a_change_covers_what_it_promises() -> None:
         assert found is not None
         assert found.interval is not None
         inside += found.interval.low <= 0 <= found.interval.high
-    assert inside / trials >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
+    assert inside / trials >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / trials), inside / trials
 
 
 def test_the_desk_edition_of_gora_is_as_large_as_its_comment_says() -> None:
