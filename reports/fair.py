@@ -226,7 +226,8 @@ def _gains(study: Study, table: Table, tunings: Sequence[Tuning], paper: StudyTa
     several, column, reference = several_budgets(tunings), paper.headline, paper.reference_label
     header = ("Row", "Rate (paper)", "Rate (fair)", "Score (paper)", "Score (fair)", f"Over {reference} (paper)",
               f"Over {reference} (fair)", "Change")
-    rows, data = [], []
+    rows: list[tuple[Entry, ...]] = []
+    data: list[dict[str, Number]] = []
     majority = [column.majority for column in paper.columns if column.majority is not None]
     if majority and len(majority) == len(paper.columns):
         rate = entry(numbers.percent(plain.fmean(majority)), "faded")
