@@ -37,6 +37,10 @@ reproduce-gora:  ## Run the GoRA study and write its report (again: continues, o
 reproduce-%: $(READY)
 	@$(SUITE) run $* --scale $(SCALE) --report
 
+fair-gora:  ## Tune every row of the GoRA study alike, and put both protocols side by side
+fair-%: $(READY)
+	@$(SUITE) run $* --scale $(SCALE) --protocol fair --report
+
 report: $(READY)  ## Write the report of what has been run (STUDY=gora)
 	@$(SUITE) report $(STUDY) --scale $(SCALE)
 

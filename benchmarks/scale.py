@@ -102,13 +102,13 @@ def _status(cells: int) -> dict[str, Any]:
 
 
 def _report(cells: int) -> dict[str, Any]:
-    from reports import build
+    from reports import site, study_page
 
-    found = made(cells)
-    of = study.cells(found, "desk")
-    known = records.load_many(cell.spec.id for cell in of)
-    written = build.build(found, "desk", of, known, Path(os.environ["SUITE_RESULTS"]) / "report")
-    return {"page_bytes": written.page.stat().st_size, "lines": sum(len(table.lines) for table in written.tables)}
+    chapter = study_page.chapter(made(cells), "desk")
+    written = site.build([chapter], Path(os.environ["SUITE_RESULTS"]) / "report")
+    pages = [path.stat().st_size for path in written.paths if path.suffix == ".html"]
+    return {"page_bytes": written.page.stat().st_size, "largest_page_bytes": max(pages), "pages": len(pages),
+            "lines": sum(len(table.lines) for table in chapter.tables)}
 
 
 def _sync(cells: int) -> dict[str, Any]:

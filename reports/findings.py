@@ -66,9 +66,9 @@ def table_sentences(table: StudyTable) -> list[str]:
     skipped = [line.label for line in without if table.values[line.key, table.headline].state == "skipped"]
     missing = [line.label for line in without if line.label not in skipped]
     if skipped:
-        found.append(f"Skipped as not applicable: {_some(skipped)}.")
+        found.append(f"Skipped as not applicable: {some(skipped)}.")
     if missing:
-        found.append(f"No complete result yet: {_some(missing)}.")
+        found.append(f"No complete result yet: {some(missing)}.")
     return found
 
 
@@ -150,7 +150,7 @@ def _highest(table: StudyTable, scored: dict[str, float]) -> str:
     level = [line.label for line in table.lines
              if table.values[line.key, column].top and scored.get(line.key) != scored[best.key]]
     if level:
-        text += f", not told apart from {_some(level)}"
+        text += f", not told apart from {some(level)}"
     anchor = table.reference[best.key]
     if anchor.key != best.key and anchor.key in scored:
         text += f". {anchor.label}: {numbers.percent(scored[anchor.key])} %"
@@ -184,7 +184,7 @@ def _against_reference(table: StudyTable, lines: Sequence[Line], budget: str, co
     if not budget and len(table.budgets) > 1:
         reference = table.reference[known[0][1].key].label
     several = len(table.seeds) > 1
-    found = [f"{said}: {_some(names)}{tail}." for said, names, tail in (
+    found = [f"{said}: {some(names)}{tail}." for said, names, tail in (
         (f"Clearly above {reference}", above, ""), (f"Clearly below {reference}", below, ""),
         ("Different for these seeds, not clear for others" if several else
          "Different for this one seed, which says nothing of others", weak, ""),
@@ -217,7 +217,7 @@ def _cost(table: StudyTable, scored: dict[str, float]) -> list[str]:
     return [f"Run time. {'; '.join(said)}{tail}."]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """`a, b and c`; a long list ends with how many more there are."""
     if len(names) <= LISTED:
         return numbers.listing(list(names))

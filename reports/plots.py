@@ -258,10 +258,10 @@ def parameters(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Fi
         axis = panels(figure, 1, 1, left=0.62, right=beside + 0.1, top=0.12, bottom=0.55)[0]
         for row, points in rows.items():
             look = looks[row]
-            places = [x * shift[line.key] for line, x, _ in points]
+            links = [x * shift[line.key] for line, x, _ in points]
             heights = [100 * summary.mean for _, _, summary in points]
-            axis.plot(places, heights, color=look.colour, linewidth=1.2, alpha=0.7)
-            axis.errorbar(places, heights, yerr=[100 * (summary.sd or 0) for _, _, summary in points],
+            axis.plot(links, heights, color=look.colour, linewidth=1.2, alpha=0.7)
+            axis.errorbar(links, heights, yerr=[100 * (summary.sd or 0) for _, _, summary in points],
                           color=look.colour, fmt=look.marker, markersize=7, capsize=2.5, elinewidth=1.1,
                           markeredgecolor=PAPER, markeredgewidth=0.6)
         untrained = [(line, summary) for line, x, summary in known if x == 0]
@@ -301,17 +301,17 @@ def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
     if not curves:
         return None
     budgets = table.budgets if len(table.budgets) > 1 else ("",)
-    places = [(budget, task) for budget in budgets for task in table.tasks]
+    links = [(budget, task) for budget in budgets for task in table.tasks]
     shown = list({line.row: line for line in lines
                   if any((line.key, task) in curves for task in table.tasks)}.values())
     across = min(ACROSS, len(table.tasks))
-    down = -(-len(places) // across)
+    down = -(-len(links) // across)
     legend = 0.19 * -(-len(shown) // 4) + 0.1
     with style():
         figure = drawing(7.8 if across > 1 else 5.6, 2.3 * down + legend + 0.25)
         axes = panels(figure, across, down, left=0.65, right=0.12, top=0.3, bottom=0.5 + legend, wide=0.42,
                       high=0.7)
-        for axis, (budget, task) in zip(axes, places, strict=False):
+        for axis, (budget, task) in zip(axes, links, strict=False):
             for line in lines:
                 curve = curves.get((line.key, task))
                 if curve is not None and (not budget or line.budget in ("", budget)):
@@ -323,11 +323,11 @@ def losses(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
                 _limit(axis)
             else:
                 axis.text(0.5, 0.5, "no curves yet", transform=axis.transAxes, ha="center", color=MUTED)
-        for axis in axes[len(places):]:
+        for axis in axes[len(links):]:
             axis.remove()
-        for axis in axes[:len(places):across]:
+        for axis in axes[:len(links):across]:
             axis.set_ylabel("training loss")
-        for axis in axes[max(0, len(places) - across):len(places)]:
+        for axis in axes[max(0, len(links) - across):len(links)]:
             axis.set_xlabel("step")
         handles = [Line2D([], [], color=looks[line.row].colour, linestyle=looks[line.row].dash,
                           label=line.name) for line in shown]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports import numbers
+from reports import links, numbers
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from reports.tables import StudyTable, budget_name, fate, task_title
 from suite import statistics
@@ -80,7 +80,9 @@ def runs(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, 
         state = fate(record)
         mark = [marks[state]] if state in marks else []
         rows.append((
-            entry(spec.id, code=True), Entry(study.rows[cell.row].label), Entry(task_title(spec.task.id)),
+            entry(spec.id, code=True, link=links.run(spec.id)),
+            Entry(study.rows[cell.row].label, link=links.method(spec.method.id)),
+            Entry(task_title(spec.task.id), link=links.task(spec.task.id)),
             Entry(budget_name(cell) or numbers.DASH), Entry(str(spec.seed)),
             Entry(f"{spec.recipe.learning_rate:g}"), entry("not run" if state == "missing" else state, *mark),
             Entry(numbers.percent(score.value) if score else numbers.DASH),
@@ -111,7 +113,7 @@ def failures(study: Study, cells: Sequence[Cell], records: Mapping[str, Record])
         why = record.reason or "no reason was recorded"
         line = told(record.trace)
         rows.append((
-            entry(record.id, code=True), Entry(study.rows[cell.row].label),
+            entry(record.id, code=True, link=links.run(record.id)), Entry(study.rows[cell.row].label),
             Entry(task_title(cell.spec.task.id)), Entry(budget_name(cell) or numbers.DASH),
             Entry(str(cell.spec.seed)),
             entry(record.status, "skipped" if record.status == "skipped" else "failed"),
@@ -154,7 +156,8 @@ def data_used(tables: Sequence[StudyTable]) -> Sheet:
     data: list[dict[str, Number]] = []
     for table in tables:
         for column in table.columns:
-            name = Entry(column.title, aside=column.about if column.about != column.title else "")
+            name = Entry(column.title, aside=column.about if column.about != column.title else "",
+                         link=links.task(column.task))
             if column.test is None:
                 rows.append((name, *(entry(numbers.DASH, "missing", title="not run yet"),) * 6))
                 data.append({"table": table.id, "task": column.id})
@@ -183,11 +186,12 @@ def machines(records: Mapping[str, Record]) -> list[Machine]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
         groups.setdefault(repr(sorted(_flat(record.environment).items())), []).append(record.environment)
-    found = [_machine(group[0], len(group)) for group in groups.values()]
-    return sorted(found, key=lambda machine: -machine.runs)
+    found = [machine(group[0], len(group)) for group in groups.values()]
+    return sorted(found, key=lambda one: -one.runs)
 
 
-def _machine(environment: Mapping[str, Any], runs: int) -> Machine:
+def machine(environment: Mapping[str, Any], runs: int) -> Machine:
+    """A record's environment as names and values. Keys that it lacks are left out."""
     facts: list[tuple[str, str]] = []
     hardware = environment.get("hardware")
     for key, value in (hardware.items() if isinstance(hardware, Mapping) else ()):

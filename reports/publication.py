@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports import numbers
+from reports import links, numbers
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from reports.tables import Line, StudyTable
-from suite import published
+from suite import published, registry
 from suite.published import AVERAGE, EVIDENCE_LABELS, PublishedCell, PublishedRow, PublishedTable
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ _NAMES = {
     AVERAGE: "Average", "glue-mnli": "MNLI", "glue-sst2": "SST-2", "glue-cola": "CoLA", "glue-qnli": "QNLI",
     "glue-mrpc": "MRPC", "gsm8k": "GSM8K", "humaneval": "HumanEval", "mt-bench": "MT-Bench",
 }
+#: Methods that published tables call by other names than ours.
+_MEANT = {"full-finetuning": "full", "base-model": "untouched", "untrained": "untouched"}
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,26 @@ def publication(study: Study, scale: str, table: StudyTable) -> Publication | No
     matched = [row for row in source.rows if id(row) in ours]
     others = [row for row in source.rows if id(row) not in ours and any(c in row.cells for c in columns)]
     title = f"Published: {source.paper.table or source.paper.title}"
-    rest = _sheet(f"{table.id}-published-others", "Other published rows", others, columns)
+    rest = sheet(f"{table.id}-published-others", "Other published rows", others, columns)
     return Publication(
         source, columns,
-        matched=_sheet(f"{table.id}-published", title, matched, columns) if source.rows else None,
+        matched=sheet(f"{table.id}-published", title, matched, columns) if source.rows else None,
         others=rest if others else None,
         gains=_gains(pairs, table, columns, same_set_up=scale == "paper"),
         cells=_cells(pairs, table, columns) if scale == "paper" else None,
     )
+
+
+def method_of(name: str) -> str | None:
+    """The registered method that a published table means by a name, or None."""
+    known = registry.methods()
+    return next((one for one in (_MEANT.get(name, name), f"peft:{name.replace('-', '_')}") if one in known), None)
+
+
+def method_link(name: str) -> str:
+    """The page of the method that a published table means by a name, or nothing."""
+    known = method_of(name)
+    return links.method(known) if known is not None else ""
 
 
 def column_name(column: str) -> str:
@@ -67,7 +82,8 @@ def column_name(column: str) -> str:
     return _NAMES.get(column, column.replace("-", " ").upper())
 
 
-def _sheet(name: str, title: str, rows: list[PublishedRow], columns: tuple[str, ...]) -> Sheet:
+def sheet(name: str, title: str, rows: Sequence[PublishedRow], columns: tuple[str, ...]) -> Sheet:
+    """Rows of a published table as printed, with how each number is known."""
     used = {cell.evidence for row in rows for c, cell in row.cells.items() if c in columns}
     legend = "; ".join(f"{letter}: {EVIDENCE_LABELS[level]}" for level, letter in LETTERS.items()
                        if level in used and level != "recalled")
@@ -80,20 +96,23 @@ def _sheet(name: str, title: str, rows: list[PublishedRow], columns: tuple[str, 
         for row in rows for c, cell in row.cells.items() if c in columns
     ]
     shown = tuple(
-        (Entry(row.label, title=row.source), Entry(str(row.rank) if row.rank else numbers.DASH),
+        (Entry(row.label, title=row.source, link=method_link(row.method)),
+         Entry(str(row.rank) if row.rank else numbers.DASH),
          *(_cell(row.cells.get(c)) for c in columns)) for row in rows)
     return Sheet(name, title, ("Row", "Rank", *map(column_name, columns)), shown, tuple(data), tuple(notes))
 
 
 def _cell(cell: PublishedCell | None) -> Entry:
-    if cell is None or cell.mean is None:
-        why = "the number is not known to us" if cell else "not in the table"
-        return entry(numbers.DASH, "missing", title=why)
+    if cell is None:
+        return entry("", title="not in the table")
+    if cell.mean is None:
+        return entry(numbers.DASH, "missing", title="the number is not known to us")
     marks: list[Mark] = ["unverified"] if cell.evidence == "recalled" else []
-    return entry(_printed(cell), *marks, sign=LETTERS[cell.evidence], title=EVIDENCE_LABELS[cell.evidence])
+    return entry(printed(cell), *marks, sign=LETTERS[cell.evidence], title=EVIDENCE_LABELS[cell.evidence])
 
 
-def _printed(cell: PublishedCell) -> str:
+def printed(cell: PublishedCell) -> str:
+    """A known number with its spread."""
     return f"{cell.mean:.2f}" + (f" ± {cell.sd:.2f}" if cell.sd is not None else "")
 
 
@@ -115,11 +134,11 @@ def _gains(pairs: list[tuple[Line, PublishedRow]], table: StudyTable, columns: t
     column = AVERAGE if AVERAGE in columns else columns[0] if len(columns) == 1 else None
     if column is None:
         return None
-    printed = {line.key: row.cells.get(column) for line, row in pairs}
+    theirs = {line.key: row.cells.get(column) for line, row in pairs}
     rows, data = [], []
     for line, _ in pairs:
         anchor = table.reference[line.key]
-        paper, base = printed.get(line.key), printed.get(anchor.key)
+        paper, base = theirs.get(line.key), theirs.get(anchor.key)
         if anchor.key == line.key or paper is None or base is None or paper.mean is None or base.mean is None:
             continue
         gain = paper.mean - base.mean
@@ -166,7 +185,7 @@ def _cells(pairs: list[tuple[Line, PublishedRow]], table: StudyTable,
             marks: list[Mark] = ["unverified"] if cell.evidence == "recalled" else []
             items.append(entry(numbers.signed(gap / 100, 2), *marks, sign=LETTERS[cell.evidence],
                                note=f"{numbers.percent(summary.mean, 2)} − {cell.mean:.2f}",
-                               title=f"printed: {_printed(cell)}, {EVIDENCE_LABELS[cell.evidence]}"))
+                               title=f"printed: {printed(cell)}, {EVIDENCE_LABELS[cell.evidence]}"))
             data.append({"row": line.row, "label": line.label, "rank": line.rank, "column": column,
                          "here_percent": 100 * summary.mean, "paper_percent": cell.mean,
                          "gap_points": round(gap, 4), "seeds": summary.seeds, "evidence": cell.evidence})

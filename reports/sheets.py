@@ -25,7 +25,8 @@ Number = int | float | str | bool | None
 class Entry:
     """One cell: what it says, a raised sign after it, a small second line, a tooltip, and how it is set.
 
-    `aside` is a second line for the page alone.
+    `aside` is a second line for the page alone. `link` is the page that the text leads to, as a path from the site's
+    folder; a site without that page shows the text alone.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Entry:
     code: bool = False
     sign: str = ""
     aside: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ def write_csv(data: Sequence[Mapping[str, Number]], file: TextIO) -> None:
 
 
 def entry(text: str, *marks: Mark, note: str = "", title: str = "", code: bool = False,
-          sign: str = "") -> Entry:
+          sign: str = "", link: str = "") -> Entry:
     """An entry with marks."""
-    return Entry(text, note, title, frozenset(marks), code, sign)
+    return Entry(text, note, title, frozenset(marks), code, sign, link=link)
 
 
 def markdown(text: str) -> str:

@@ -51,6 +51,7 @@ class Line:
     budget: str = ""
     rank: int | None = None
     rate: float | None = None
+    method: str = ""
 
     @property
     def key(self) -> str:
@@ -287,7 +288,8 @@ class _Builder:
         name, budget = self.study.rows[cell.row].label, budget_name(cell)
         label = f"{name}, {budget}" if budget and self.several else name
         rate = cell.spec.recipe.learning_rate if len(self.table.rates(cell.row)) > 1 else None
-        return Line(cell.row, name, label if rate is None else f"{label}, {rate:g}", budget, cell.rank, rate)
+        return Line(cell.row, name, label if rate is None else f"{label}, {rate:g}", budget, cell.rank, rate,
+                    cell.spec.method.id)
 
     def _lines(self) -> tuple[Line, ...]:
         """Those without a budget first, then budget by budget, each in the order of the study's rows and rates."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics as plain
 from collections.abc import Callable, Iterable, Sequence
 
-from reports import numbers
+from reports import links, numbers
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from reports.tables import AVERAGE, FATES, Fate, Line, StudyTable, Value
 from suite.records import Record
@@ -32,7 +32,7 @@ def measured(table: StudyTable) -> Sheet:
     for above, line in zip((None, *table.lines), table.lines, strict=False):
         if above is not None and above.budget != line.budget:
             blocks.add(len(rows))
-        name = entry(line.label, *_if(table.is_reference(line), "reference"))
+        name = entry(line.label, *_if(table.is_reference(line), "reference"), link=links.method(line.method))
         scores = [value_entry(table.values[line.key, c], c in table.averages) for c in table.column_ids]
         delta = [_headline_entry(table, line)] if compared else []
         rows.append((name, _size_entry(table, line), *scores, *delta, *_price(table, line)))
@@ -52,7 +52,7 @@ def differences(table: StudyTable) -> Sheet:
         if table.is_reference(line):
             continue
         cells = [difference_entry(table.differences.get((line.key, c))) for c in table.column_ids]
-        rows.append((Entry(line.label), *cells))
+        rows.append((Entry(line.label, link=links.method(line.method)), *cells))
         data += [_difference_data(table, line, c) for c in table.column_ids]
     notes = [f"Percentage points, paired by item and seed. {interval_words(table)} {FINDS}", bold_words(table)]
     return Sheet(f"{table.id}-difference", f"Difference to {reference}", header, tuple(rows), tuple(data),

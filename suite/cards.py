@@ -9,11 +9,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from suite import bases, paths, registry
-from suite.method import Method
+from suite.method import Method, Paper
 
 FOLDER = paths.REPOSITORY / "docs" / "methods"
 #: Bases and sizes on which a card tells what a method trains.
@@ -46,23 +49,51 @@ def index() -> str:
              "`peft:<type>`; [capabilities](../capabilities.md) says what each can do.", "",
              "| method | what it is | paper |", "|---|---|---|"]
     for method in own():
-        lines.append(f"| [{method.label}]({method.id}.md) | {_first(_doc(type(method)))} | {_cite(method)} |")
+        lines.append(f"| [{method.label}]({method.id}.md) | {first(_doc(type(method)))} | {_cite(method)} |")
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to say of a method, in plain text with names of code between backticks.
+
+    `equations`: the docstring of its file; `options`: what its config says of them; `defaults`: by option; `cost`: a
+    sentence each.
+    """
+
+    label: str
+    id: str
+    file: str
+    about: str
+    equations: str
+    options: str
+    defaults: Mapping[str, str]
+    cost: tuple[str, ...]
+    paper: Paper
+
+
+@cache
+def facts(method: Method[Any]) -> Card:
+    """The facts of a method's card. Those of a tuner of peft leave out its cost: peft would have to build it."""
+    module = sys.modules[type(method).__module__]
+    fields = method.Config.model_fields
+    return Card(method.label, method.id, _file(method), _doc(type(method)), inspect.getdoc(module) or "",
+                _doc(method.Config) if fields else "", {name: _default(field) for name, field in fields.items()},
+                tuple(_cost(method)) if ":" not in method.id else (), method.paper)
 
 
 def card(method: Method[Any]) -> str:
     """The card of one method, in Markdown."""
-    module = sys.modules[type(method).__module__]
-    fields = method.Config.model_fields
-    lines = [f"# {method.label}", "", f"`{method.id}`, in [{_file(method)}](../../{_file(method)}).", "",
-             _doc(type(method)), "", "## Equations and choices", "", "```text", inspect.getdoc(module) or "", "```", "",
-             "## Hyper-parameters", ""]
-    if fields:
-        lines += [_doc(method.Config), "", "| name | default |", "|---|---|"]
-        lines += [f"| `{name}` | `{_default(field)}` |" for name, field in fields.items()]
+    found = facts(method)
+    lines = [f"# {found.label}", "", f"`{found.id}`, in [{found.file}](../../{found.file}).", "", found.about, "",
+             "## Equations and choices", "", "```text", found.equations, "```", "", "## Hyper-parameters", ""]
+    if found.defaults:
+        lines += [found.options, "", "| name | default |", "|---|---|"]
+        lines += [f"| `{name}` | `{default}` |" for name, default in found.defaults.items()]
     else:
         lines.append("None of its own.")
-    lines += ["", "## Cost", "", *_cost(method), "", "## Whom to cite", "", f"{_cite(method)}", ""]
+    lines += ["", "## Cost", "", *(f"- {sentence}" for sentence in found.cost), "", "## Whom to cite", "",
+              f"{_cite(method)}", ""]
     return "\n".join(lines)
 
 
@@ -78,8 +109,8 @@ def _cost(method: Method[Any]) -> list[str]:
         except ValueError:
             continue
         at = f" at {method.size} {size}" if method.size else ""
-        found.append(f"- {base.title}{at}: {count:,} trained scalars ({100 * count / shapes.parameters:.3g} % of the base).")
-    found.append("- Runs of one study share a pack." if method.packs else "- Runs alone: its model differs from run to run.")
+        found.append(f"{base.title}{at}: {count:,} trained scalars ({100 * count / shapes.parameters:.3g} % of the base).")
+    found.append("Runs of one study share a pack." if method.packs else "Runs alone: its model differs from run to run.")
     return found
 
 
@@ -87,8 +118,9 @@ def _doc(thing: Any) -> str:
     return re.sub(r"\s*\n\s*", " ", inspect.getdoc(thing) or "").strip()
 
 
-def _first(text: str) -> str:
-    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0]
+def first(text: str) -> str:
+    """The first sentence of a text, or what stands before its first colon."""
+    return re.sub(r":$", ".", re.split(r"(?<=[.:])\s", text, maxsplit=1)[0])
 
 
 def _cite(method: Method[Any]) -> str:

@@ -33,6 +33,8 @@ Only = Annotated[list[str] | None, typer.Option(
                    "or seed. May be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Executor = Literal["local", "ray"]
+Protocol = Annotated[Literal["paper", "fair"], typer.Option(
+    "--protocol", help="paper: the study's own settings. fair: every row's learning rate tuned alike, then fresh seeds.")]
 Pack = Annotated[str, typer.Option("--pack", help="Runs trained together over one frozen base: auto, or a number.")]
 Against = Literal["published", "baseline"]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
@@ -115,13 +117,18 @@ def plan(
     base: Annotated[str | None, typer.Option(help="What it would be on another base (`suite list bases`).")] = None,
     budget: Annotated[str | None, typer.Option(
         help="What it would be at another budget: rank=8, 300k, 0.5% or lora@8.")] = None,
-    pack: Pack = "auto", as_json: AsJson = False,
+    pack: Pack = "auto", protocol: Protocol = "paper", as_json: AsJson = False,
 ) -> None:
     """Show runs, packs, trained parameters, expected time and memory. Nothing is executed, no weights are loaded."""
     from suite import plan as planning
     from suite import study as studies
 
     found = studies.load(study)
+    if protocol == "fair":
+        if base or budget:
+            raise UserError("--protocol fair: a fair plan is that of the study file; leave --base and --budget out")
+        _plan_fair(found, _scale(scale), only or (), _pack(pack), as_json)
+        return
     if base or budget:
         found = studies.supposing(found, scale, base, _budget(budget))
     made = planning.make(found, _scale(scale), studies.cells(found, scale, only or ()), _pack(pack),
@@ -182,6 +189,7 @@ def run(
     executor: Annotated[Executor, typer.Option(help="Processes of this machine, or a Ray cluster.")] = "local",
     ray_address: Annotated[str | None, typer.Option(
         envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head, or auto (default: a cluster of its own here).")] = None,
+    protocol: Protocol = "paper",
     report: Annotated[bool, typer.Option("--report", help="Write the report afterwards.")] = False,
     minutes: Annotated[float, typer.Option(
         "--checkpoint-minutes", min=0, envvar="SUITE_CHECKPOINT_MINUTES",
@@ -195,14 +203,15 @@ def run(
     found = studies.load(study)
     console = Console(stderr=True, highlight=False)
     sweep.settle(found, _scale(scale), console)
-    cells = studies.cells(found, scale, only or ())
+    cells = _cells(found, scale, only, protocol)
+    more = (lambda: _cells(found, scale, only, protocol)) if protocol == "fair" else None
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
-    result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address)
+    result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address, more)
     if report and not result.interrupted and not result.stopped:
-        _report(found, scale, cells, None, as_json)
+        _report([(found, scale, tuple(only or ()))], None, None, as_json, protocol)
     elif as_json:
         _dump(result.as_json())
-    console.print(Text(result.sentence(found.id, scale)))
+    console.print(Text(result.sentence(found.id, scale, protocol)))
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
     if result.failed or result.stopped:
@@ -210,18 +219,23 @@ def run(
 
 
 @app.command()
-def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+           as_json: AsJson = False) -> None:
     """Say what has been run, what is being run, and what went wrong."""
+    from suite import fair, sweep
     from suite import study as studies
-    from suite import sweep
 
     found = studies.load(study)
-    state = sweep.status(found, studies.cells(found, scale, only or ()))
+    state = sweep.status(found, _cells(found, scale, only, protocol))
+    progress = fair.progress(found, _scale(scale)) if protocol == "fair" else None
     if as_json:
-        _dump([vars(one) for one in state])
+        runs = [vars(one) for one in state]
+        _dump(runs if progress is None else {"rows": [vars(one) for one in progress], "runs": runs})
         return
     header, rows = sweep.summary(state)
-    _table(header, rows, title=f"Study {found.id} at {scale}")
+    _table(header, rows, title=f"Study {found.id} at {scale}{', fair protocol' if progress else ''}")
+    if progress is not None:
+        _table(*fair.progress_table(found, progress), title="Tuning")
     for one in state:
         if one.heartbeat is not None:
             Console(width=_wide()).print(Text(f"{one.run} {one.name}: last heartbeat {one.heartbeat:.0f} s ago"))
@@ -230,13 +244,14 @@ def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_js
 
 
 @app.command()
-def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+         as_json: AsJson = False) -> None:
     """Bring MLflow in line with the records, after it could not be reached. Nothing is doubled."""
     from suite import records, tracking
     from suite import study as studies
 
     found = studies.load(study)
-    cells = studies.cells(found, scale, only or ())
+    cells = _cells(found, scale, only, protocol)
     synced = tracking.sync(found, scale, cells, records.OnDisk(cell.spec.id for cell in cells))
     if as_json:
         _dump(vars(synced))
@@ -249,15 +264,29 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json
 
 @app.command()
 def report(
-    study: StudyName, scale: ScaleName = "desk", only: Only = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write into (default: reports/out/STUDY-SCALE).")] = None,
+    study: Annotated[str | None, typer.Argument(help="A built-in study, or the path of a study file.")] = None,
+    scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+    every: Annotated[bool, typer.Option("--all", help="Every study and scale that this machine has records of.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the site (default: reports/out).")] = None,
+    mlflow_ui: Annotated[str | None, typer.Option(
+        "--mlflow-ui", envvar="SUITE_MLFLOW_UI", help="Address of the MLflow pages that the site links to.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of what has been run: HTML, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
+    """Write the site of what has been run: pages, Markdown, CSV, LaTeX and figures. Missing runs are drawn missing."""
     from suite import study as studies
 
-    found = studies.load(study)
-    _report(found, scale, studies.cells(found, scale, only or ()), out, as_json)
+    if (study is None) != every or (every and only):
+        raise UserError("suite report: name a study, or use --all alone (a study takes --scale and --only)")
+    if study is not None:
+        found = studies.load(study)
+        _report([(found, _scale(scale), tuple(only or ()))], out, mlflow_ui, as_json, protocol)
+        return
+    from reports import site
+
+    known = [(one, scale, ()) for one, scale in site.recorded()]
+    if not known:
+        raise UserError("suite report --all: there are no records yet; `suite run gora` makes some")
+    _report(known, out, mlflow_ui, as_json)
 
 
 @app.command()
@@ -449,19 +478,48 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
     raise typer.Exit(pages.serve(port, host))
 
 
-def _report(study: Any, scale: str, cells: Sequence[Any], out: Path | None, as_json: bool) -> None:
-    from reports import build
-    from suite import paths, records
+def _plan_fair(study: Any, scale: Any, only: Sequence[str], pack: int | None, as_json: bool) -> None:
+    """What the fair protocol would do: its first rates, and runs and time with and without further ones."""
+    from suite import fair
+    from suite import plan as planning
 
-    known = records.load_many(cell.spec.id for cell in cells)
-    folder = out or paths.reports() / f"{study.id}-{scale}"
-    written = build.build(study, scale, cells, known, folder)
+    machine = planning.local(scale)
+    now = planning.make(study, scale, fair.cells(study, scale, only), pack, machine=machine)
+    least, most = (planning.make(study, scale, cells, pack, machine=machine) for cells in fair.expected(study, scale, only))
     if as_json:
-        _dump(build.as_json(study, scale, cells, known, written.tables) | {"report": str(written.page)})
+        _dump({"now": now.as_json(), "least": least.as_json(), "most": most.as_json()})
+        return
+    for table_id, table in fair.tested(study, scale).edition(scale).tables.items():
+        tuning = {cell.spec.id for cell in fair.cells(study, scale, only) if cell.spec.evaluation.split == "validation"}
+        runs = [run for run in now.runs if run.table == table_id and run.id in tuning]
+        if runs:
+            _table(*planning.summary(runs), title=f"{table.title} (base {table.base}): tuning")
+    if now.packs:
+        _table(*planning.pack_table(now), title=f"First packs, for {now.workers} worker{'s' if now.workers > 1 else ''}")
+    for text in fair.sentences(study, scale, now, least, most):
+        Console(width=_wide()).print(Text(text))
+
+
+def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None, mlflow_ui: str | None,
+            as_json: bool, protocol: str = "paper") -> None:
+    """Write the site with new pages of the studies, scales and filters `asked` for. The page is the same for both protocols;
+    the terminal gets that which is asked for."""
+    from reports import fair as fair_pages
+    from reports import site, study_page
+    from suite import paths, tracking
+
+    folder = out or paths.reports()
+    chapters = [study_page.chapter(study, scale, only if protocol == "paper" else ()) for study, scale, only in asked]
+    written = site.build(chapters, folder, site.others(folder, chapters), tracking.pages(mlflow_ui))
+    if as_json:
+        found = [study_page.as_json(one) | {"report": str(folder / one.path)} for one in chapters]
+        _dump(found[0] if len(found) == 1 else found)
         return
     console = Console(width=_wide(), highlight=False)
-    for table in build.terminal_tables(written.tables):
-        console.print(table)
+    for one in chapters if len(chapters) == 1 else ():
+        tables = fair_pages.terminal_tables(one.study, one.scale) if protocol == "fair" else ()
+        for table in tables or study_page.terminal_tables(one.tables):
+            console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
 
@@ -472,6 +530,14 @@ def _write(option: str, path: Path, content: str, add: bool = False) -> None:
             file.write(content)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
+
+
+def _cells(study: Any, scale: str, only: Sequence[str] | None, protocol: str) -> list[Any]:
+    """The runs of a study under a protocol; of the fair one those that are known to be needed so far."""
+    from suite import fair
+    from suite import study as studies
+
+    return (fair.cells if protocol == "fair" else studies.cells)(study, _scale(scale), only or ())
 
 
 def _budget(text: str | None) -> Any:

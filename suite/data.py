@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from suite import assets, registry
+from suite import assets, hub, registry
 from suite.errors import UserError
 from suite.specs import TaskRef, digest
-from suite.task import Item, Splits, TaskData
+from suite.task import Item, Splits, Task, TaskData
 
 
 @lru_cache(maxsize=32)
@@ -21,8 +21,8 @@ def load(ref: TaskRef) -> TaskData:
     task = registry.task(ref.id)
     if task.version != ref.version:
         raise UserError(f"task {ref.id}: version {ref.version} is asked for, version {task.version} is installed")
-    splits = _splits(ref.id)
-    train, validation, test = splits.train[:ref.train], _first(splits.validation, ref.test), _first(splits.test, ref.test)
+    found = splits(ref.id)
+    train, validation, test = found.train[:ref.train], _first(found.validation, ref.test), _first(found.test, ref.test)
     content = [[[i.id, i.text, i.pair, i.label, i.target, *i.choices] for i in part]
                for part in (train, validation, test)]
     return TaskData(task, train, validation, test, digest(content)[:16])
@@ -37,6 +37,13 @@ def _first(items: Sequence[Item], count: int | None) -> list[Item]:
 
 
 @lru_cache(maxsize=8)
-def _splits(task_id: str) -> Splits:
+def splits(task_id: str) -> Splits:
+    """All items of a task; its asset is fetched when it is not here. Raises `UserError` when the data cannot be had."""
     task = registry.task(task_id)
     return task.load(assets.fetch(task.source.asset) if task.source.asset else None)
+
+
+def is_here(task: Task) -> bool:
+    """Whether all that a task reads is on this machine, so that `splits` needs no network."""
+    ready = {one.asset for one in assets.status() if one.state == "ready"}
+    return all(source.asset in ready if source.asset else hub.has_data(source) for source in task.sources)

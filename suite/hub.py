@@ -39,7 +39,7 @@ def read(source: Source, split: str, texts: Sequence[str], rows: int, others: Se
     name = f"data set {source.hub} ({f'{source.subset}, ' if source.subset else ''}{split})"
     copy = _copy(source)
     advice = f"go online, or set SUITE_DATASETS to a folder with a copy of the repository as {source.hub}"
-    if copy is None and not _has_data(source):  # asked here because `datasets` would try for half a minute
+    if copy is None and not has_data(source):  # asked here because `datasets` would try for half a minute
         reason = _refusal(str(source.hub), str(source.revision), "dataset")
         if reason is not None:
             raise UserError(f"{name}: not on this machine, and {reason}; {advice}")
@@ -75,7 +75,7 @@ def require(bases: Iterable[Base], sources: Iterable[Source]) -> None:
     Nothing is downloaded. Raises `UserError`, one sentence that names all that cannot be had and says why.
     """
     models = [(base.hub, base.revision, "model", _has_weights(base)) for base in bases if base.hub]
-    data = [(one.hub, str(one.revision), "dataset", _has_data(one)) for one in sources if one.hub]
+    data = [(one.hub, str(one.revision), "dataset", has_data(one)) for one in sources if one.hub]
     lacking: list[str] = []
     reasons: dict[str, None] = {}
     for repository, revision, kind, here in dict.fromkeys([*models, *data]):
@@ -123,7 +123,8 @@ def _has_weights(base: Base) -> bool:
     return cached("model.safetensors") or cached("model.safetensors.index.json")
 
 
-def _has_data(source: Source) -> bool:
+def has_data(source: Source) -> bool:
+    """Whether a data set of the hub is on this machine. The hub is not asked."""
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from suite import fair
 from suite.errors import UserError
 from suite.records import Record
 
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 def write(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, Record], folder: Path) -> None:
     """Write `records.jsonl` (one record a line, in the order of the study) into an empty folder, and the report as Markdown
-    with its figures and CSV tables.
+    with its figures and CSV tables. `fair.jsonl` has the runs of the fair protocol that are not among these, if there are
+    any.
 
     Raises `UserError` when a planned run has no record, or failed: a snapshot is whole.
     """
-    from reports import build
+    from reports import site, study_page
 
     wanted = list(dict.fromkeys(cell.spec.id for cell in cells))
     missing = [run for run in wanted if run not in known or known[run].status == "failed"]
@@ -30,10 +32,15 @@ def write(study: Study, scale: str, cells: Sequence[Cell], known: Mapping[str, R
                         f"`suite run {study.id} --scale {scale}` makes them")
     lines = [known[run].model_dump_json() for run in wanted]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tuned = [record for run, record in fair.recorded(study, scale).items() if run not in wanted]
+    if tuned:
+        (folder / "fair.jsonl").write_text("".join(f"{record.model_dump_json()}\n" for record in tuned), encoding="utf-8")
     (folder / "figures").mkdir()
     with tempfile.TemporaryDirectory() as scratch:
-        build.build(study, scale, cells, known, Path(scratch))
-        shutil.copyfile(Path(scratch) / "report.md", folder / "report.md")
-        for figure in sorted((Path(scratch) / "figures").glob("*.png")):
+        chapter = study_page.Chapter.of(study, scale, cells, known)
+        site.build([chapter], Path(scratch))
+        drawn = Path(scratch) / chapter.name
+        shutil.copyfile(drawn / "report.md", folder / "report.md")
+        for figure in sorted((drawn / "figures").glob("*.png")):
             shutil.copyfile(figure, folder / "figures" / figure.name)
-        shutil.copytree(Path(scratch) / "tables", folder / "tables", ignore=shutil.ignore_patterns("*.tex"))
+        shutil.copytree(drawn / "tables", folder / "tables", ignore=shutil.ignore_patterns("*.tex"))

@@ -6,6 +6,7 @@ seeds, a recipe, an evaluation protocol and the published table it is held again
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -38,6 +39,7 @@ SCALES: tuple[Scale, ...] = ("desk", "bench", "paper")
 
 #: Several learning rates of one row: an axis of the sweep, like its budgets and seeds.
 Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class PaperRef(Frozen):
@@ -71,12 +73,57 @@ class PublishedRef(Frozen):
         return self.tasks.get(task if part is None else f"{task}/{part}", part or task)
 
 
+class Grid(Frozen):
+    """Learning rates of even ratio: 10^(k / `per_decade`) for whole k, to two digits, from `lowest` to `highest`. A row
+    whose best rate is at an end gets further ones beyond it, `extensions` in all at most."""
+
+    lowest: PositiveFloat
+    highest: PositiveFloat
+    per_decade: Annotated[int, Field(ge=1, le=10)] = 4
+    extensions: Annotated[int, Field(ge=0)] = 4
+
+    def rates(self, below: int = 0, above: int = 0) -> tuple[float, ...]:
+        """The rates, with so many more below and above."""
+        first, last = self._place(self.lowest), self._place(self.highest)
+        return tuple(self._rate(place) for place in range(first - below, last + above + 1))
+
+    def _place(self, rate: float) -> int:
+        return round(self.per_decade * math.log10(rate))
+
+    def _rate(self, place: int) -> float:
+        return float(f"{10 ** (place / self.per_decade):.1e}")
+
+    @model_validator(mode="after")
+    def _has_its_ends(self) -> Grid:
+        for key in ("lowest", "highest"):
+            given = getattr(self, key)
+            near = [self._rate(self._place(given) + step) for step in (-1, 0, 1)]
+            if given not in near:
+                raise ValueError(f"{key}: {given:g} is none of {self.per_decade} rates a decade; near it are {one_of(near)}")
+        if len(self.rates()) < 3:
+            raise ValueError("a grid has at least three rates from lowest to highest")
+        return self
+
+
+class Fair(Frozen):
+    """How the rows of a table are tuned alike (`suite.fair`). None stands for all of the table's rows, tasks and budgets.
+    `validation`: how many items of the validation split (of each part of a task) a rate is scored on."""
+
+    grid: Grid
+    rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)] | None = None
+    tuning_seeds: Seeds
+    test_seeds: Seeds
+    validation: PositiveInt | None = None
+
+
 class Table(Frozen):
     """One table of a study at one scale. `learning_rates` overrides the recipe's rate per row, with
     one rate or several (a run for each); `train` is a number of
     items, or one per task. `sizes` gives rows the size that their paper has, in place of what a budget solves for.
     `unmet`: what becomes of a method that cannot have a budget: the study is refused, or its runs are recorded as
-    skipped, with the reason."""
+    skipped, with the reason. `fair`: the same table with every row tuned alike."""
 
     title: str
     base: str
@@ -84,7 +131,7 @@ class Table(Frozen):
     rows: Annotated[tuple[str, ...], Field(min_length=1)]
     reference: str
     budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Seeds
     train: PositiveInt | dict[str, PositiveInt] | None = None
     test: PositiveInt | None = None
     recipe: Recipe
@@ -95,6 +142,7 @@ class Table(Frozen):
     evaluation: Evaluation = Evaluation()
     published: PublishedRef | None = None
     margins: Margins = Margins()
+    fair: Fair | None = None
     notes: tuple[str, ...] = ()
 
     def items(self, task: str) -> int | None:
@@ -125,6 +173,46 @@ class Table(Frozen):
             if len(set(self.rates(row))) != len(self.rates(row)):
                 raise ValueError(f"learning_rates.{row} must not name anything twice")
         return self
+
+    @model_validator(mode="after")
+    def _fair_is_a_part_of_it(self) -> Table:
+        fair = self.fair
+        if fair is None:
+            return self
+        for key in ("rows", "tasks", "budgets"):
+            known, named = getattr(self, key), getattr(fair, key) or ()
+            unknown = [one for one in named if one not in known]
+            if unknown:
+                wrong, allowed = ((unknown[0].text, [one.text for one in known]) if key == "budgets"
+                                  else (repr(unknown[0]), known))
+                raise ValueError(f"fair.{key}: {wrong} is none of the table's {key} {one_of(allowed)}")
+            if len(set(named)) != len(named):
+                raise ValueError(f"fair.{key} must not name anything twice")
+        if fair.rows is not None and self.reference not in fair.rows:
+            raise ValueError(f"fair.rows: the reference {self.reference!r} must be among them")
+        several = next((row for row in fair.rows or self.rows if len(self.rates(row)) > 1), None)
+        if several is not None:
+            raise ValueError(f"fair: row {several!r} has several learning rates in learning_rates; leave it one, or out of "
+                             "fair.rows")
+        if self.evaluation.split != "test":
+            raise ValueError("fair: the table must score its test split, as rates are chosen on the validation split")
+        _check_seeds(self.seeds, fair)
+        return self
+
+
+def _check_seeds(seeds: tuple[int, ...], fair: Fair) -> None:
+    """Fresh means fresh: the seeds of a table, of its tuning and of its fair test have nothing in common."""
+    for key, own, others in (
+        ("tuning_seeds", fair.tuning_seeds, {"seeds": seeds}),
+        ("test_seeds", fair.test_seeds, {"seeds": seeds, "fair.tuning_seeds": fair.tuning_seeds}),
+    ):
+        if len(set(own)) != len(own):
+            raise ValueError(f"fair.{key} must not name anything twice")
+        for name, taken in others.items():
+            common = sorted(set(own) & set(taken))
+            if common:
+                raise ValueError(f"fair.{key}: {common[0]} stands in {name} too; use seeds that do not stand in "
+                                 f"{' or '.join(others)}")
 
 
 class Edition(Frozen):
@@ -210,7 +298,11 @@ def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
     rank=8, lora@8, 0.5%, 300000), rate (learning rate) or seed.
     Methods without a size appear once, not once per budget. Raises `UserError` on a wrong method option or filter.
     """
-    found = list(_cells(study, scale))
+    return filtered(study, scale, list(_cells(study, scale)), only)
+
+
+def filtered(study: Study, scale: str, found: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that pass filters as those of `cells`. Raises `UserError` for a filter that no cell could pass."""
     for key, values in map(_filter, only):
         known = {value for cell in found for value in _facts(cell)[key]}
         for value in values:
@@ -386,5 +478,5 @@ def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
     }
 
 
-__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "select",
-           "supposing", "unique"]
+__all__ = ["SCALES", "Cell", "Fair", "Grid", "Row", "Scale", "Study", "Table", "cells", "filtered", "load", "names",
+           "select", "supposing", "unique"]

@@ -83,9 +83,12 @@ class View:
         """`<row label>/<task>/r8/seed0`: what differs comes first, because MLflow cuts long names short."""
         cell = self.cells[0]
         size = [f"r{cell.rank}"] if cell.rank is not None else []
-        several = len(self.study.edition(self.scale).tables[cell.table].rates(cell.row)) > 1
-        rate = [f"lr{cell.spec.recipe.learning_rate:g}"] if several else []
-        return "/".join([self.label, cell.spec.task.id, *size, *rate, f"seed{cell.spec.seed}"])
+        usual = self.study.edition(self.scale).tables[cell.table].rates(cell.row)
+        validation = cell.spec.evaluation.split == "validation"
+        rate = [] if usual == (cell.spec.recipe.learning_rate,) and not validation else \
+            [f"lr{cell.spec.recipe.learning_rate:g}"]
+        return "/".join([self.label, cell.spec.task.id, *size, *(["validation"] if validation else []), *rate,
+                         f"seed{cell.spec.seed}"])
 
     @property
     def content(self) -> str:
@@ -97,6 +100,12 @@ class View:
 def store_uri() -> str:
     """Where MLflow keeps runs: `$MLFLOW_TRACKING_URI`, else a SQLite file in the results folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.results().resolve() / 'mlflow.db'}"
+
+
+def pages(given: str | None = None) -> str | None:
+    """Address of the MLflow pages for links: the one given, else the server that `$MLFLOW_TRACKING_URI` names, else None."""
+    address = given or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return public(address).rstrip("/") if address.startswith(("http://", "https://")) else None
 
 
 def sync(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record],
@@ -360,10 +369,12 @@ def tags(view: View) -> dict[str, str]:
 
 
 def metrics(record: Record) -> dict[str, float]:
-    """What was measured, as single numbers; the curves come apart, as `train/...`."""
+    """What was measured, as single numbers; the curves come apart, as `train/...`. Scores on validation data have names of
+    their own, so that no column mixes them with test scores."""
     found: dict[str, float | None] = {}
+    split = "validation_" if record.spec.evaluation.split == "validation" else ""
     for position, score in enumerate(record.scores):
-        names = [score.metric, "score"] if position == 0 else [score.metric]
+        names = [f"{split}{score.metric}", f"{split}score"] if position == 0 else [f"{split}{score.metric}"]
         for name in names:
             found |= {name: score.value, f"{name}_stderr": score.stderr}
     found["majority_rate"] = record.data.majority if record.data else None

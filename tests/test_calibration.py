@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import scale
-from suite import calibration, paths, plan, records, study, sweep
+from suite import calibration, paths, plan, study, sweep
 from suite.calibration import Calibration, Workload
 from suite.plan import Plan
 from suite.specs import RunSpec
@@ -228,7 +228,7 @@ def test_a_real_calibration_measures_growing_packs_and_leaves_the_plan_with_its_
 
 @pytest.mark.slow
 def test_status_and_report_of_many_records_stay_quick_and_the_page_readable(tmp_path: Path) -> None:
-    from reports import build
+    from reports import site, study_page
 
     count = scale.write(LARGE)
     found = cells()
@@ -236,13 +236,12 @@ def test_status_and_report_of_many_records_stay_quick_and_the_page_readable(tmp_
     assert sum(one.status == "finished" for one in sweep.status(LARGE, found)) == count == 2000
     assert time.process_time() - began < 4
     began = time.process_time()
-    known = records.load_many(cell.spec.id for cell in found)
-    written = build.build(LARGE, "desk", found, known, tmp_path / "report")
+    written = site.build([study_page.chapter(LARGE, "desk")], tmp_path / "report")
     assert time.process_time() - began < 20
     page = written.page.read_text(encoding="utf-8")
     assert len(page) < 3e6
     assert "The first 200 of 2,000 rows; tables/runs.csv has them all." in page
-    assert len((tmp_path / "report" / "tables" / "runs.csv").read_text(encoding="utf-8").splitlines()) == 2001
+    assert len((written.page.parent / "tables" / "runs.csv").read_text(encoding="utf-8").splitlines()) == 2001
 
 
 def test_a_run_never_has_an_open_precision() -> None:

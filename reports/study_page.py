@@ -1,4 +1,4 @@
-"""Builds a study's report from its plan and its records: a page, Markdown, tables and figures."""
+"""A study at a scale: its page, its Markdown, and the files of its tables and figures."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from reports import findings, numbers, provenance, publication, views
+from reports import fair, findings, links, provenance, publication, views
+from reports.fair import FairSection
+from reports.frame import Page, environment, write
+from reports.provenance import Totals
 from reports.publication import Publication
-from reports.sheets import Sheet, markdown, markdown_code
+from reports.sheets import Sheet
 from reports.tables import StudyTable, measure
-from suite.published import EVIDENCE_LABELS
-from suite.records import Record
+from suite.records import Record, load_many
+from suite.study import cells as plan_of
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -27,19 +28,50 @@ if TYPE_CHECKING:
 
 #: Rows of a table on the page: its file has all of them.
 MOST_ROWS = 200
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 @dataclass(frozen=True)
-class BuildResult:
-    """What was written, the page first, and the tables that it was made from."""
+class Chapter:
+    """A study at a scale: what was planned, what there is of it, and its tables measured.
 
-    paths: tuple[Path, ...]
+    `only` are the filters that cut the plan (`suite report --only`), `records` those of planned runs.
+    """
+
+    study: Study
+    scale: str
+    cells: Sequence[Cell]
+    records: Mapping[str, Record]
     tables: tuple[StudyTable, ...]
+    only: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record],
+           only: Sequence[str] = ()) -> Chapter:
+        """Measure a study at a scale. `cells` are all planned cells; what has no record is drawn as missing."""
+        planned = {cell.spec.id for cell in cells}
+        own = {run: record for run, record in records.items() if run in planned}
+        return cls(study, scale, cells, own, tuple(measure(study, scale, cells, own)), tuple(only))
 
     @property
-    def page(self) -> Path:
-        return self.paths[0]
+    def name(self) -> str:
+        """Name of its folder: `gora-desk`."""
+        return f"{self.study.id}-{self.scale}"
+
+    @property
+    def path(self) -> str:
+        """Where its page stands in the site."""
+        return links.study(self.study.id, self.scale)
+
+    @cached_property
+    def totals(self) -> Totals:
+        """What became of its runs."""
+        return provenance.totals(self.cells, self.records)
+
+
+def chapter(study: Study, scale: str, only: Sequence[str] = ()) -> Chapter:
+    """A study at a scale from the records of this machine. Raises `UserError` when it cannot be planned here."""
+    cells = plan_of(study, scale, only)
+    return Chapter.of(study, scale, cells, load_many(cell.spec.id for cell in cells), only)
 
 
 @dataclass(frozen=True)
@@ -55,37 +87,35 @@ class Section:
     costs: Sheet
     publication: Publication | None
     figures: Mapping[str, Figure]
+    fair: FairSection | None = None
 
     @property
     def sheets(self) -> list[Sheet]:
         beside = self.publication
         found: list[Sheet | None] = [self.measured, self.differences, self.costs]
         found += [beside.matched, beside.others, beside.gains, beside.cells] if beside is not None else []
+        found += self.fair.sheets if self.fair is not None else []
         return [sheet for sheet in found if sheet is not None]
 
 
-def build(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record],
-          out_dir: Path) -> BuildResult:
-    """Write `index.html`, `report.md`, `tables/` and `figures/` of a study at a scale into `out_dir`.
+def draw(of: Chapter, folder: Path) -> tuple[Page, list[Path]]:
+    """Write `report.md` and `figures/` of a chapter into its folder; returns the page that belongs there, still to be
+    written, and what was written. Tables and figures of an earlier build are removed.
 
-    `cells` are all planned cells; what has no record is drawn as missing. Tables and figures of an earlier
-    build are replaced. Raises `UserError` when a published table that the study names cannot be read.
+    Raises `UserError` when a published table that the study names cannot be read.
     """
-    out_dir = Path(out_dir)
-    tables = measure(study, scale, cells, records)
-    for folder in (out_dir / "tables", out_dir / "figures"):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    planned = {cell.spec.id for cell in cells}
-    records = {run: record for run, record in records.items() if run in planned}
-    sections = [_section(study, scale, table, out_dir / "figures") for table in tables]
-    totals = provenance.totals(cells, records)
+    for name in ("tables", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "figures").mkdir(parents=True)
+    study, scale, cells, records = of.study, of.scale, of.cells, of.records
+    tuned = fair.sections(study, scale, folder / "figures")
+    sections = [_section(study, scale, table, folder / "figures", tuned.get(table.id)) for table in of.tables]
     runs = provenance.runs(study, scale, cells, records)
-    data = provenance.data_used(tables)
+    data = provenance.data_used(of.tables)
     failures = provenance.failures(study, cells, records)
     context: dict[str, Any] = {
-        "study": study, "scale": scale, "sections": [_for_page(section) for section in sections], "totals": totals,
-        "state": findings.state(totals),
+        "study": study, "scale": scale, "sections": [_for_page(section) for section in sections],
+        "totals": of.totals, "state": findings.state(of.totals),
         "banner": findings.banner(study, scale, [(x.table, x.publication) for x in sections]),
         "clearly": findings.CLEARLY if any("learly" in x for s in sections for x in s.sentences) else "",
         "command": provenance.command(study, scale), "runs": runs.shortened(MOST_ROWS), "data": data,
@@ -94,18 +124,12 @@ def build(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str,
         "example": next((provenance.run_command(study, scale, cell) for cell in cells), ""),
         "papers": _papers(study, cells),
     }
-    page = _environment(html=True).get_template("report.html.j2").render(context)
-    text = _environment(html=False).get_template("report.md.j2").render(context)
-    text = re.sub(r"\n{3,}", "\n\n", text)
-    written = [_write(out_dir / "index.html", page), _write(out_dir / "report.md", text)]
-    results = [sheet for section in sections for sheet in section.sheets]
-    for sheet in [*results, data, runs, *([failures] if failures else [])]:
-        written.append(_write(out_dir / "tables" / f"{sheet.name}.csv", sheet.csv()))
-    for sheet in [*results, data]:
-        label = f"{study.id}-{sheet.name}"
-        written.append(_write(out_dir / "tables" / f"{sheet.name}.tex", sheet.latex(label)))
-    written += sorted((out_dir / "figures").iterdir())
-    return BuildResult(tuple(written), tuple(tables))
+    text = environment(html=False).get_template("study.md.j2").render(context)
+    written = [write(folder / "report.md", re.sub(r"\n{3,}", "\n\n", text))]
+    written += sorted((folder / "figures").iterdir())
+    sheets = [sheet for section in sections for sheet in section.sheets] + [data, runs]
+    return Page(of.path, f"{study.title} · {scale}", "study.html.j2", context, label=study.id,
+                sheets=tuple(sheets + ([failures] if failures else []))), written
 
 
 def terminal_tables(tables: Sequence[StudyTable]) -> list[RichTable]:
@@ -113,11 +137,11 @@ def terminal_tables(tables: Sequence[StudyTable]) -> list[RichTable]:
     return [views.measured(table).shortened(MOST_ROWS).terminal() for table in tables]
 
 
-def as_json(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record],
-            tables: Sequence[StudyTable]) -> dict[str, Any]:
-    """The tables that `measure` gives of these as plain JSON data, with what became of the runs."""
-    totals = provenance.totals(cells, records)
-    sections = [_section(study, scale, table, None) for table in tables]
+def as_json(of: Chapter) -> dict[str, Any]:
+    """The tables of a chapter as plain JSON data, with what became of the runs."""
+    study, scale, totals = of.study, of.scale, of.totals
+    tuned = fair.sections(study, scale, None)
+    sections = [_section(study, scale, table, None, tuned.get(table.id)) for table in of.tables]
     return {
         "study": study.id, "scale": scale, "command": provenance.command(study, scale),
         "state": findings.state(totals), "runs": {"planned": totals.planned, **totals.fates},
@@ -129,13 +153,13 @@ def as_json(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[st
     }
 
 
-def _section(study: Study, scale: str, table: StudyTable, folder: Path | None) -> Section:
+def _section(study: Study, scale: str, table: StudyTable, folder: Path | None, tuned: FairSection | None) -> Section:
     """A table's section; its figures are drawn when there is a folder for them."""
     return Section(
         table, findings.setup(study, scale, table), findings.table_sentences(table),
         study.edition(scale).tables[table.id].notes, views.measured(table), views.differences(table),
         views.costs(table), publication.publication(study, scale, table),
-        _figures(study, table, folder) if folder is not None else {})
+        _figures(study, table, folder) if folder is not None else {}, tuned)
 
 
 def _for_page(section: Section) -> Section:
@@ -176,23 +200,3 @@ def _papers(study: Study, cells: Sequence[Cell]) -> list[tuple[str, str | None]]
         if paper is not None and paper.arxiv not in found.values():
             found.setdefault(paper.title, paper.arxiv)
     return list(found.items())
-
-
-def _environment(html: bool) -> Environment:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=html, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"seconds": numbers.seconds, "several": numbers.several, "day": _day,
-                            "md": markdown, "code": markdown_code, "safe_svg": Markup}
-    environment.globals["evidence"] = {**EVIDENCE_LABELS}
-    environment.globals["stylesheet"] = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return environment
-
-
-def _day(moment: str) -> str:
-    """`2026-01-31T10:20:30+00:00` -> `2026-01-31 10:20`."""
-    return moment[:16].replace("T", " ")
-
-
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
