@@ -47,7 +47,7 @@ CONTRAST = """() => {
     const behind = [];
     for (let box = at; box; box = box.parentElement) behind.unshift(rgba(getComputedStyle(box).backgroundColor));
     if (at.closest("svg")) { // a number may stand on a coloured square
-      at.scrollIntoView({ block: "center", inline: "center" });
+      at.scrollIntoView({ behavior: "instant", block: "center", inline: "center" });
       const box = at.getBoundingClientRect();
       const under = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2)
         .filter((one) => one.matches("path, rect, use, polygon") && getComputedStyle(one).fill !== "none");
