@@ -50,7 +50,7 @@ def measure(method_id: str, config: dict[str, Any], folder: Path) -> None:
         return packed, adamw, loop, keeper
 
     found: dict[str, list[float]] = {"step": [], "write": []}
-    data = encode(bases.load(base, dtype=torch.float32).tokenizer, load(spec.task).train, 128, False)
+    data = encode(bases.load(base, dtype=torch.float32).tokenizer, load(spec.task).train, 128, "label")
     order = training_order(data, 32, 1, 0)
     packed, adamw, loop, keeper = ready()
 

@@ -10,11 +10,12 @@ import statistics as plain
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reports import numbers
@@ -252,7 +253,7 @@ class _Builder:
         self.values: dict[tuple[str, str], Value] = {}
         self.outcomes: dict[tuple[str, str], dict[int, Outcomes]] = {}
         # Items as the last run of a column had them, where each stands when they are sorted, and they sorted.
-        self.orders: dict[str, tuple[NDArray[Any], NDArray[np.integer[Any]], pd.Index]] = {}
+        self.orders: dict[str, tuple[pa.ChunkedArray, NDArray[np.integer[Any]], pd.Index]] = {}
 
     def build(self) -> StudyTable:
         columns = tuple(column for task in self.tasks for column in self._columns(task))
@@ -360,25 +361,28 @@ class _Builder:
             record = self.records.get(cell.spec.id)
             if record is None or record.score is None:
                 continue
-            frame = read(partial(record.predictions, ("item", "correct", "part")))
-            if frame is None or not {"item", "correct"} <= set(frame.columns):
+            try:
+                answers = record.answers()
+            except (OSError, ValueError):  # damaged
+                answers = None
+            if not answers or not {"item", "correct"} <= set(answers.column_names):
                 self.broken.append(record.id)
                 continue
             for column in self.columns.values():
-                own = column.task == task and (column.part is None or "part" in frame)
+                own = column.task == task and (column.part is None or "part" in answers.column_names)
                 if own:
-                    rows = frame if column.part is None else frame[frame["part"] == column.part]
+                    rows = answers if column.part is None else answers.filter(pc.equal(answers["part"], column.part))
                     self.outcomes.setdefault((line.key, column.id), {})[cell.spec.seed] = self._by_item(column.id, rows)
 
-    def _by_item(self, column: str, rows: pd.DataFrame) -> pd.Series:
+    def _by_item(self, column: str, rows: pa.Table) -> pd.Series:
         """Share of right answers by item. Runs that answered the same items share one index: it is most of the memory."""
-        items = rows["item"].to_numpy()
         known = self.orders.get(column)
-        if known is not None and np.array_equal(known[0], items):
-            return pd.Series(rows["correct"].to_numpy(dtype=float)[known[1]], index=known[2], name="correct")
-        right = rows.groupby("item")["correct"].mean()
-        if len(right) == len(rows):
-            self.orders[column] = (items, rows["item"].argsort(kind="stable").to_numpy(), right.index)
+        if known is not None and rows["item"].equals(known[0]):
+            return pd.Series(rows["correct"].to_numpy().astype(float)[known[1]], index=known[2], name="correct")
+        frame = rows.select(["item", "correct"]).to_pandas()
+        right = frame.groupby("item")["correct"].mean()
+        if len(right) == len(frame):
+            self.orders[column] = (rows["item"], frame["item"].argsort(kind="stable").to_numpy(), right.index)
         return right
 
     def _difference(self, line: Line, other: Line, column: str) -> Difference | None:

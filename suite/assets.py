@@ -263,6 +263,7 @@ def _make(asset: Asset, folder: Path, tell: Progress) -> None:
         (source / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
+        paths.settle(*source.iterdir(), source)
         os.replace(source, folder)
 
 

@@ -1,7 +1,8 @@
 """How fast this machine trains packs of each size, measured with real steps on real data, and kept.
 
 A workload is what the speed hangs on most: the base, its precision and the tokens of one step. For each, some steps of
-LoRA are timed at pack sizes 1, 2, 4 ... until doubling no longer pays: that size is the knee. Studies whose precision is
+LoRA are timed at pack sizes 1, 2, 4 ..., in rounds over all sizes, so that a slow spell of the machine meets all of them;
+the size from which on doubling no longer pays is the knee. Studies whose precision is
 `auto` take the quicker of float32 and bfloat16, measured in the same way.
 """
 
@@ -11,10 +12,11 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from suite import environment, paths, registry
@@ -25,7 +27,7 @@ Precision = Literal["float32", "bfloat16"]
 GAIN = 0.05
 #: No pack is larger than this.
 LARGEST = 64
-#: Timed steps per pack size, and how often they are timed: the fastest counts, as others only disturb.
+#: Timed steps per pack size, and in how many rounds they are timed.
 STEPS, REPEATS = 3, 3
 
 
@@ -44,27 +46,45 @@ class Workload:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Tokens per second of all runs of a pack together, by pack size; `flops` is the rate of a run that rides alone, in
-    operations of the frozen and trained layers per second. `date` is the day."""
+    """Tokens per second of all runs of a pack together, by pack size (medians of rounds); `flops` is the rate of a run that
+    rides alone, in operations of the frozen and trained layers per second. `date` is the day. `ratios`: of every size
+    above 1, its speed over that of half the size, round by round. `cut`: time ended the search while doubling still paid."""
 
     workload: Workload
     speeds: dict[int, float]
     flops: float
     date: str
     machine: dict[str, Any]
+    ratios: dict[int, list[float]] = field(default_factory=dict)
+    cut: bool = False
 
     @property
     def knee(self) -> int:
-        """The pack size from which on doubling gains too little."""
+        """The pack size from which on doubling gains too little, or no more than the rounds differ."""
         sizes = sorted(self.speeds)
         for size, double in pairwise(sizes):
-            if self.speeds[double] < (1 + GAIN) * self.speeds[size]:
+            if not pays(self.ratios.get(double, [self.speeds[double] / self.speeds[size]])):
                 return size
         return sizes[-1]
 
     def gain(self, size: int) -> float:
         """Speed of a pack of a size over that of a run alone, from the largest measured size that is not above it."""
         return self.speeds[max(known for known in self.speeds if known <= size)] / self.speeds[1]
+
+
+def gained(found: Calibration, size: int) -> str:
+    """What a size gained over half of it, in words: the median of the rounds, and the lowest and highest."""
+    ratios = found.ratios.get(size)
+    if not ratios:
+        return ""
+    low, middle, high = (f"{100 * (ratio - 1):+.0f} %" for ratio in (min(ratios), median(ratios), max(ratios)))
+    return f"{middle} ({low} to {high})"
+
+
+def pays(ratios: Sequence[float]) -> bool:
+    """Whether doubling pays, from its speed-ups in several rounds: the middle one by `GAIN`, and at most every fourth is no
+    gain at all (of three, none)."""
+    return median(ratios) >= 1 + GAIN and sorted(ratios)[len(ratios) // 4] > 1
 
 
 def workload(spec: RunSpec) -> Workload:
@@ -88,7 +108,9 @@ def load(of: Workload, device: str) -> Calibration | None:
     try:
         content = json.loads(_file(of, device).read_text(encoding="utf-8"))
         speeds = {int(size): float(speed) for size, speed in content["speeds"].items()}
-        found = Calibration(of, speeds, float(content["flops"]), str(content["date"]), content["machine"])
+        ratios = {int(size): [float(ratio) for ratio in own] for size, own in content.get("ratios", {}).items()}
+        found = Calibration(of, speeds, float(content["flops"]), str(content["date"]), content["machine"], ratios,
+                            bool(content.get("cut", False)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if 1 in speeds and min(speeds.values()) > 0 else None
@@ -112,34 +134,59 @@ def representatives(specs: Sequence[RunSpec]) -> list[RunSpec]:
 def measure(spec: RunSpec, device: str, seconds: float = 40.0) -> Calibration:
     """Time LoRA of rank 8 at this run's base, task and recipe, at growing pack sizes.
 
-    Stops when doubling gains less than `GAIN`, when memory runs out, or before a size that would take it past
-    `seconds`, counted from when base and data are loaded. Raises `UserError` when they cannot be had.
+    Sizes 1 and 2 are timed in `REPEATS` rounds, and twice the largest is added as long as doubling pays: then there are
+    as many rounds over all sizes, in turns up and down, and as many again where they disagree. Ends when doubling does
+    not pay, when memory runs out, or before rounds that would take it past `seconds`, counted from when base and data
+    are loaded. Raises `UserError` when they cannot be had.
     """
-    import torch
-
-    speeds: dict[int, float] = {}
     with _threads(device):
         once = _timed(spec, device)
-        began, size = time.monotonic(), 1
-        try:
-            once(1)  # the first steps of all are slower
-            while size <= LARGEST:
-                started = time.monotonic()
-                speeds[size] = max(once(size) for _ in range(REPEATS))
-                taken = time.monotonic() - started
-                settled = size > 1 and speeds[size] < (1 + GAIN) * speeds[size // 2]
-                if settled or time.monotonic() - began + 2 * taken > seconds:
-                    break
-                size *= 2
-        except (torch.OutOfMemoryError, MemoryError):
-            if not speeds:
-                raise
+        began = time.monotonic()
+        once(1)  # the first steps of all are slower
+        speeds, ratios, cut = search(once, lambda: seconds - (time.monotonic() - began))
     from suite import bases
 
     lora, shapes = registry.method("lora"), bases.shapes(bases.get(spec.base.id), registry.task(spec.task.id))
     linear = sum(layer.in_features * layer.out_features for layer in shapes.layers)
     operations = 4 * linear + 6 * (lora.trainable(lora.Config(rank=8), shapes) + shapes.head)
-    return Calibration(workload(spec), speeds, speeds[1] * operations, time.strftime("%Y-%m-%d"), machine(device))
+    return Calibration(workload(spec), speeds, speeds[1] * operations, time.strftime("%Y-%m-%d"), machine(device), ratios,
+                       cut)
+
+
+def search(once: Callable[[int], float], left: Callable[[], float]) -> tuple[dict[int, float], dict[int, list[float]], bool]:
+    """Speeds by size, their ratios and whether time cut the search, as `Calibration` has them. `once` times a pack of a
+    size and gives its speed; `left` says how many seconds there are."""
+    from suite.faults import out_of_memory
+
+    timed: dict[int, list[float]] = {}
+    ratios: dict[int, list[float]] = {}
+    sizes, cut = [1, 2], False
+    while True:
+        before = left()
+        found: dict[int, list[float]] = {size: [] for size in sizes}
+        try:
+            for turn in range(REPEATS):
+                for size in sizes if turn % 2 == 0 else reversed(sizes):
+                    found[size].append(once(size))
+        except Exception as error:
+            if not out_of_memory(error) or not found[1]:
+                raise
+            return {size: median(own) for size, own in (timed or {1: found[1]}).items()}, ratios, False
+        for size, own in found.items():
+            timed.setdefault(size, []).extend(own)
+        for half, double in pairwise(sizes):
+            ratios.setdefault(double, []).extend(y / x for x, y in zip(found[half], found[double], strict=True))
+        last = ratios[sizes[-1]]
+        if median(last) >= 1 + GAIN and not pays(last) and len(last) == REPEATS:
+            continue  # one round was disturbed, or the gain is chance: more rounds will tell
+        if 2 * sizes[-1] > LARGEST or not pays(last):
+            break
+        # A round costs as much as its sizes add up to: with the next one, about twice and one more.
+        if left() < (before - left()) * (4 * sizes[-1] - 1) / (2 * sizes[-1] - 1):
+            cut = True
+            break
+        sizes.append(2 * sizes[-1])
+    return {size: median(own) for size, own in timed.items()}, ratios, cut
 
 
 def precision(base: str) -> Precision:
@@ -194,7 +241,7 @@ def _timed(spec: RunSpec, device: str) -> Callable[[int], float]:
     import torch
 
     from suite import bases, data, objectives
-    from suite.batches import encode
+    from suite.batches import encode, form_of, spelled
     from suite.method import Start
     from suite.packing import Head, Packed
     from suite.training import train
@@ -203,12 +250,12 @@ def _timed(spec: RunSpec, device: str) -> Callable[[int], float]:
     recipe = spec.recipe.model_copy(update={"epochs": 1})
     loaded = bases.load(base, dtype=getattr(torch, recipe.precision), device=device)
     items = data.load(spec.task.model_copy(update={"train": STEPS * recipe.batch_size, "test": 1}))
-    encoded = encode(loaded.tokenizer, items.train, recipe.max_length, task.kind != "classification")
+    encoded = encode(loaded.tokenizer, spelled(base.kind, task, items.train), recipe.max_length, form_of(base.kind))
     shapes, config = bases.shapes(base, task), lora.Config(rank=8)
 
     def once(size: int) -> float:
         head = None
-        if task.kind == "classification":
+        if base.kind == "encoder":
             head = Head(loaded.hidden_size, len(task.labels), size, ("calibration",)).to(device)
         packed = Packed(loaded.model, lora, shapes, [Start(config, seed) for seed in range(size)], head)
         runs = [spec.model_copy(update={"recipe": recipe, "seed": seed}) for seed in range(size)]

@@ -96,8 +96,6 @@ class Probe:
     def loss(self, model: Any, head: Head | None, batch: Batch) -> Tensor:
         if head is not None:
             return objectives.classification_loss(model, head, batch)
-        if self.base.kind == "seq2seq":
-            return model(input_ids=batch.tokens, attention_mask=batch.mask, labels=batch.labels).loss.view(1)
         return objectives.language_loss(model, 1, batch)
 
     def outputs(self, model: Any) -> Tensor:

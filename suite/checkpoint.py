@@ -219,7 +219,9 @@ def _write(target: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_file(held, scratch, {"facts": text, "checksum": _checksum(text, held)})
+        paths.settle(scratch)
         os.replace(scratch, target)
+        paths.settle(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
 

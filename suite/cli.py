@@ -147,7 +147,12 @@ def plan(
 
 
 @app.command()
-def calibrate(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def calibrate(
+    study: StudyName, scale: ScaleName = "desk", only: Only = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Time for each base and batch, unless its first rounds take longer.")]
+    = 40.0,
+    as_json: AsJson = False,
+) -> None:
     """Measure how fast this machine trains packs of each size, for the bases and batches of a study. Plans use it."""
     import torch
 
@@ -158,15 +163,22 @@ def calibrate(study: StudyName, scale: ScaleName = "desk", only: Only = None, as
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made = []
     for spec in calibration.representatives(studies.unique(studies.cells(found, _scale(scale), only or ()))):
-        made.append(calibration.measure(spec, device))
+        made.append(calibration.measure(spec, device, seconds))
         calibration.save(made[-1])
     if as_json:
         _dump([{**vars(one), "workload": vars(one.workload), "knee": one.knee} for one in made])
         return
-    rows = [[one.workload.name, ", ".join(f"{size}: {speed:,.0f}" for size, speed in one.speeds.items()), one.knee,
-             f"{one.flops / 1e9:,.0f}"] for one in made]
-    _table(["workload", "tokens per second by pack size", "knee", "Gflop/s alone"], rows,
+    rows = [[one.workload.name, size, speed, calibration.gained(one, size), one.knee if size == 1 else "",
+             f"{one.flops / 1e9:,.0f}" if size == 1 else ""] for one in made for size, speed in one.speeds.items()]
+    _table(["workload", "pack", "tokens/s", "gain of doubling", "knee", "Gflop/s alone"], rows,
            title=f"Packed training on {calibration.machine(device)['name']}")
+    for one in made:
+        if one.knee > 1 and device == "cpu":
+            _say(f"{one.workload.name}: a sweep that is killed may make other packs when it goes on, and scores then agree "
+                 "to rounding only; --pack 1 keeps them to the bit.")
+        if one.cut:
+            _say(f"{one.workload.name}: {seconds:g} s were over while doubling still paid, so the knee may be higher; "
+                 "--seconds gives it more time.")
 
 
 @app.command()
@@ -240,7 +252,7 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, protoco
 
     found = studies.load(study)
     cells = _cells(found, scale, only, protocol)
-    synced = tracking.sync(found, scale, cells, records.load_many(cell.spec.id for cell in cells))
+    synced = tracking.sync(found, scale, cells, records.OnDisk(cell.spec.id for cell in cells))
     if as_json:
         _dump(vars(synced))
     else:
@@ -484,21 +496,15 @@ def _plan_fair(study: Any, scale: Any, only: Sequence[str], pack: int | None, as
 
 def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None, mlflow_ui: str | None,
             as_json: bool, protocol: str = "paper") -> None:
-    """Bring MLflow in line and write the site with new pages of the studies, scales and filters `asked` for. The page is the
-    same for both protocols: MLflow and the terminal get that which is asked for."""
+    """Write the site with new pages of the studies, scales and filters `asked` for. The page is the same for both protocols:
+    the terminal gets that which is asked for."""
     from reports import fair as fair_pages
     from reports import site, study_page
-    from suite import paths, records, tracking
+    from suite import paths, tracking
 
     folder = out or paths.reports()
     chapters = [study_page.chapter(study, scale, only if protocol == "paper" else ()) for study, scale, only in asked]
-    problems = [tracking.sync(one.study, one.scale, one.cells, one.records).problem for one in chapters]
-    for study, scale, only in asked if protocol == "fair" else ():
-        cells = _cells(study, scale, only, protocol)
-        problems.append(tracking.sync(study, scale, cells, records.load_many(cell.spec.id for cell in cells)).problem)
     written = site.build(chapters, folder, site.others(folder, chapters), tracking.pages(mlflow_ui))
-    for problem in dict.fromkeys(filter(None, problems)):
-        print(f"suite: {problem}", file=sys.stderr)
     if as_json:
         found = [study_page.as_json(one) | {"report": str(folder / one.path)} for one in chapters]
         _dump(found[0] if len(found) == 1 else found)
@@ -564,6 +570,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     for row in rows:
         table.add_row(*(_shown(value) for value in row))
     Console(width=_wide(), highlight=False).print(table)
+
+
+def _say(text: str) -> None:
+    Console(width=_wide()).print(Text(text))
 
 
 def _shown(value: object) -> Text:

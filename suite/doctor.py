@@ -147,7 +147,7 @@ def _store() -> Check:
             count = store.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()[0]
     except sqlite3.Error as error:
         return Check("mlflow", False, f"{path} cannot be read: {error}.",
-                     "Delete it; the next `suite run` or `suite report` fills it again.")
+                     "Delete it; `suite sync STUDY` fills it again.")
     return Check("mlflow", True, f"The MLflow store holds {count} runs.")
 
 

@@ -118,6 +118,15 @@ def release() -> None:
         trim(0)
 
 
+def return_large_blocks() -> None:
+    """From now on have blocks of 1 MiB and more go back to the system as soon as they are freed, where the C library can do
+    that (glibc). Otherwise they are cut from a heap, whose holes fit no other block: the address space grows with each
+    attempt, which matters once there is too little. Every large tensor is then mapped anew, which takes a little longer."""
+    tune = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if tune is not None:
+        tune(-3, 2**20)  # M_MMAP_THRESHOLD
+
+
 class PeakMemory:
     """Peak memory while inside: `resident` bytes of this process, and `device` bytes when a GPU is used.
 

@@ -114,6 +114,7 @@ def cached(key: str, make: Callable[[Path], None]) -> StoredGradients:
             scratch = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
             try:
                 make(scratch)
+                paths.settle(*scratch.iterdir(), scratch)
                 os.replace(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""From a batch to one loss per run, for the two kinds of base that train here."""
+"""From a batch to one loss per run, for every kind of base."""
 
 from __future__ import annotations
 
@@ -40,19 +40,31 @@ def item_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def language_loss(model: Any, runs: int, batch: Batch) -> Tensor:
-    """Mean cross-entropy of each run over its target tokens, `[runs]`.
-
-    The vocabulary is only ever visited at positions that carry loss, and at `CHUNK` logits at a time.
-    """
-    hidden = _last_hidden(model, batch)
-    targets = batch.labels[:, 1:]
-    carries = targets != -100
-    losses = token_losses(model.get_output_embeddings(), hidden[:, :-1][carries], targets[carries])
-    run_of = torch.arange(runs, device=losses.device).repeat_interleave(targets.shape[0] // runs)
-    owner = run_of[:, None].expand_as(targets)[carries]
+    """Mean cross-entropy of each run over its target tokens, `[runs]`."""
+    losses, rows = _target_losses(model, batch)
+    owner = rows // (batch.tokens.shape[0] // runs)
     sums = losses.new_zeros(runs).index_add(0, owner, losses)
     counts = losses.new_zeros(runs).index_add(0, owner, torch.ones_like(losses))
     return sums / counts.clamp(min=1)
+
+
+def log_likelihoods(model: Any, batch: Batch) -> Tensor:
+    """Log-probability of the target of every row, end token included, `[rows]`."""
+    losses, rows = _target_losses(model, batch)
+    return -losses.new_zeros(batch.tokens.shape[0]).index_add(0, rows, losses)
+
+
+def _target_losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every token that carries loss, and the row that it is in, `[tokens]` each.
+
+    The vocabulary is only ever visited at positions that carry loss, and at `CHUNK` logits at a time.
+    """
+    hidden, targets = _last_hidden(model, batch), batch.labels
+    if not model.config.is_encoder_decoder:  # a position tells the token after it; a decoder's input is shifted instead
+        hidden, targets = hidden[:, :-1], targets[:, 1:]
+    carries = targets != -100
+    losses = token_losses(model.get_output_embeddings(), hidden[carries], targets[carries])
+    return losses, carries.nonzero()[:, 0]
 
 
 def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -102,16 +114,25 @@ class _Chunked(torch.autograd.Function):
 
 
 def _last_hidden(model: Any, batch: Batch) -> Tensor:
-    """What the output head of a causal model reads at the batch's positions, `[rows, length, hidden]`.
+    """What the output head of a model of text reads at the positions of the batch's labels, `[rows, length, hidden]`.
 
-    A tuner of peft acts in its own forward, so there the whole model is called, with a head that hands on what it gets;
-    and it may put virtual tokens in front.
+    A tuner of peft acts in its own forward, and T5 scales what its head reads, so there the whole model is called, with a
+    head that hands on what it gets. A tuner may put virtual tokens in front.
     """
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask}
+    if model.config.is_encoder_decoder:
+        with _handing_on(model.get_output_embeddings()):
+            return model(**inputs, decoder_input_ids=_shifted(model.config, batch.labels), use_cache=False).logits
     if not hasattr(model, "peft_config"):
         return model.base_model(**inputs, use_cache=False).last_hidden_state
     with _handing_on(model.get_output_embeddings()):
         return model(**inputs, use_cache=False).logits[:, -batch.tokens.shape[1]:]
+
+
+def _shifted(config: Any, labels: Tensor) -> Tensor:
+    """What a decoder reads to write `labels [rows, length]`: its start token, then all but the last of them."""
+    begun = torch.cat([labels.new_full((labels.shape[0], 1), config.decoder_start_token_id), labels[:, :-1]], 1)
+    return begun.masked_fill(begun == -100, config.pad_token_id)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -64,14 +65,33 @@ def reports() -> Path:
     return Path(os.environ.get("SUITE_REPORTS", REPOSITORY / "reports" / "out"))
 
 
+def settle(*written: Path) -> None:
+    """Wait until files and folders are on the disk itself, so that a power cut takes nothing from them. Raises `OSError`.
+
+    What is written aside and renamed into place is settled before that, or the new name may be found with an empty file; its
+    folder is settled after it, or the renaming may be forgotten.
+    """
+    for path in written:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+                raise
+        finally:
+            os.close(handle)
+
+
 def write_json(target: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all; folders are made. Raises `OSError`."""
+    """Write JSON, whole or not at all, and for good; folders are made. Raises `OSError`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=target.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
+        settle(Path(draft))
         os.replace(draft, target)
+        settle(target.parent)
     except OSError:
-        os.unlink(draft)
+        Path(draft).unlink(missing_ok=True)
         raise

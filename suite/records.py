@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,9 @@ from suite import ledger, paths
 from suite.errors import UserError
 from suite.faults import storage
 from suite.specs import RunSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Status = Literal["finished", "diverged", "failed", "skipped"]
 #: Statuses that need no further attempt. Failed runs are tried again by the next `suite run`.
@@ -146,7 +149,7 @@ class Record(Part):
 
         Raises `OSError` or `ValueError` when the file is damaged.
         """
-        return _table(self.folder / "curves.parquet", columns)
+        return _frame(_table(self.folder / "curves.parquet", columns))
 
     def predictions(self, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
         """Columns item, expected, predicted, correct (and loss for classification, prompt and output for generation), or
@@ -154,7 +157,15 @@ class Record(Part):
 
         Raises `OSError` or `ValueError` when the file is damaged.
         """
-        return _table(self.folder / "predictions.parquet", columns)
+        return _frame(_table(self.folder / "predictions.parquet", columns))
+
+    def answers(self) -> pa.Table | None:
+        """Columns item, correct and, where the task has parts, part, of the predictions, without the cost of a frame: a
+        report reads thousands. None when absent.
+
+        Raises `OSError` or `ValueError` when the file is damaged.
+        """
+        return _table(self.folder / "predictions.parquet", ("item", "correct", "part"))
 
 
 def folder(run_id: str) -> Path:
@@ -164,7 +175,7 @@ def folder(run_id: str) -> Path:
 
 @contextmanager
 def writing(run_id: str) -> Iterator[Path]:
-    """A temporary folder for a run's files that becomes the run's folder, whole or not at all.
+    """A temporary folder for a run's files that becomes the run's folder, whole or not at all, and is on the disk then.
 
     Whoever writes holds the run's lease, so other temporary folders of the run are those of killed processes.
     Raises `LostLeaseError` when another process has taken the run over, `StorageError` when the files cannot be written.
@@ -178,11 +189,13 @@ def writing(run_id: str) -> Iterator[Path]:
         raise storage(error, paths.runs()) from error
     try:
         yield scratch
+        paths.settle(*scratch.iterdir(), scratch)
         ledger.check(run_id)
         target, before = folder(run_id), scratch.with_name(f"{scratch.name}-before")
         if target.exists():
             os.replace(target, before)  # in one step: no reader sees a record whose tables are gone
         os.replace(scratch, target)
+        paths.settle(target.parent)
     except (OSError, SafetensorError) as error:
         raise storage(error, paths.runs()) from error
     finally:
@@ -227,17 +240,20 @@ def save(record: Record, curves: pd.DataFrame | None = None, predictions: pd.Dat
 
 
 def load(run_id: str) -> Record | None:
-    """The record of a run, or None. Raises `UserError` when the file is there but is not a record."""
+    """The record of a run, or None. A file that is empty or cut off, as a power cut may leave it, is as none: the run is
+    made again. Raises `UserError` when the file is whole but is not a record."""
     path = folder(run_id) / "record.json"
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return Record.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return None
         key = ".".join(str(part) for part in first["loc"])
         problem = f"{key}: {first['msg']}" if key else first["msg"]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         problem = str(error)
     raise UserError(f"{path} is not a record of this version of the suite ({problem}); "
                     "delete its folder to run it again")
@@ -256,17 +272,45 @@ def each(run_ids: Iterable[str]) -> Iterator[tuple[str, Record]]:
             yield run_id, record
 
 
+class OnDisk(Mapping[str, Record]):
+    """The records that exist among some runs, each read when it is asked for, so that a large study need not fit into
+    memory. Raises what `load` raises."""
+
+    def __init__(self, run_ids: Iterable[str]) -> None:
+        self._ids = dict.fromkeys(run_ids)
+
+    def __getitem__(self, run_id: str) -> Record:
+        found = load(run_id) if run_id in self._ids else None
+        if found is None:
+            raise KeyError(run_id)
+        return found
+
+    def __contains__(self, run_id: object) -> bool:
+        return run_id in self._ids and (folder(str(run_id)) / "record.json").exists()
+
+    def __iter__(self) -> Iterator[str]:
+        return (run_id for run_id in self._ids if run_id in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def is_done(run_id: str) -> bool:
     """Whether a run needs no further attempt."""
     record = load(run_id)
     return record is not None and record.status in DONE
 
 
-def _table(path: Path, columns: Sequence[str] | None) -> pd.DataFrame | None:
-    """A parquet file, read without the search for a data set of many files that `pd.read_parquet` begins with."""
+def _table(path: Path, columns: Sequence[str] | None) -> pa.Table | None:
+    """A parquet file, read without the search for a data set of many files that `pd.read_parquet` begins with, and without
+    the helper threads that `pre_buffer` asks: for small files they cost more than the reading."""
     from pyarrow.parquet import ParquetFile
 
     if not path.exists():
         return None
-    with ParquetFile(path, memory_map=False) as file:
-        return file.read(columns=None if columns is None else list(columns), use_threads=False).to_pandas()
+    with ParquetFile(path, memory_map=False, pre_buffer=False) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def _frame(table: pa.Table | None) -> pd.DataFrame | None:
+    return None if table is None else table.to_pandas()

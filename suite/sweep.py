@@ -260,12 +260,7 @@ class _Tracker:
             self._end.wait(self.PAUSE)
 
     def _fill(self, run_ids: Sequence[str]) -> bool:
-        try:
-            known = records.load_many(run_ids)
-        except UserError as error:
-            problem: str | None = str(error)
-        else:
-            problem = tracking.sync(self.study, self.scale, self.cells, known).problem
+        problem = tracking.sync(self.study, self.scale, self.cells, records.OnDisk(run_ids)).problem
         if problem and not self._complained and not self._left:
             self._complained = True
             self.console.print(Text(problem, style="yellow"))

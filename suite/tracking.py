@@ -120,7 +120,7 @@ def sync(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, 
     try:
         paths.results().mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(paths.results() / "mlflow.db.lock", timeout=LOCK_SECONDS), _calm():
-            _fill(study, scale, _views(study, scale, cells, records), uri, result)
+            _fill(study, scale, cells, records, uri, result)
     except filelock.Timeout:
         result.problem = f"MLflow was not updated: another process has been filling it for {LOCK_SECONDS} s"
     except UserError as error:
@@ -181,15 +181,18 @@ def _log_regression(study: Study, made: Regression, summary: str, uri: str) -> N
         client.set_terminated(run_id, "FAILED" if made.red else "FINISHED", when)
 
 
-def _views(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record]) -> list[View]:
+def _places(cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, list[Cell]]:
+    """The cells of every run that has a record."""
     places: dict[str, list[Cell]] = {}
     for cell in cells:
-        if cell.spec.id in records:
+        if cell.spec.id in places or cell.spec.id in records:
             places.setdefault(cell.spec.id, []).append(cell)
-    return [View(study, scale, tuple(found), records[run_id]) for run_id, found in places.items()]
+    return places
 
 
-def _fill(study: Study, scale: str, views: Sequence[View], uri: str, result: SyncResult) -> None:
+def _fill(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record], uri: str,
+          result: SyncResult) -> None:
+    """One record is in memory at a time."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -197,10 +200,15 @@ def _fill(study: Study, scale: str, views: Sequence[View], uri: str, result: Syn
         found = client.get_experiment_by_name(study.id)
     with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"):
         experiment = _experiment(client, study, uri, found)
-        existing = _existing(client, experiment.experiment_id, scale, [view.record.id for view in views])
-        for view in views:
-            old = existing.get(view.record.id, [])
-            current = [run for run in old if run.data.tags.get(_CONTENT) == view.content]
+        places = _places(cells, records)
+        existing = _existing(client, experiment.experiment_id, scale, list(places))
+        for run_id, found_at in places.items():
+            record = records.get(run_id)
+            if record is None:  # gone meanwhile
+                continue
+            view = View(study, scale, tuple(found_at), record)
+            old, content = existing.get(run_id, []), view.content
+            current = [run for run in old if run.content == content]
             for run in old:
                 if run not in current[:1]:
                     _remove(client, run)
@@ -227,7 +235,7 @@ def _experiment(client: MlflowClient, study: Study, uri: str, found: Experiment 
         return client.get_experiment(made)
     if location and found.artifact_location != location:
         raise UserError(f"{public(uri)} was filled when the results stood in another folder: delete it, and "
-                        "the next `suite run` or `suite report` fills it again")
+                        f"`suite sync {study.id}` fills it again")
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found
@@ -250,29 +258,43 @@ def _view(key: str, title: str, shown: Sequence[str], grouped: Any = None, posit
     return {f"mlflow.sharedViewState.{key}": json.dumps(content)}
 
 
-def _existing(client: MlflowClient, experiment_id: str, scale: str, run_ids: Sequence[str]) -> dict[str, list[Run]]:
+@dataclass(frozen=True)
+class _Shown:
+    """What has to be known of an MLflow run to keep or replace it. The run itself takes much more room."""
+
+    run_id: str
+    artifact_uri: str
+    content: str | None
+
+    @classmethod
+    def of(cls, run: Run) -> _Shown:
+        return cls(run.info.run_id, run.info.artifact_uri, run.data.tags.get(_CONTENT))
+
+
+def _existing(client: MlflowClient, experiment_id: str, scale: str,
+              run_ids: Sequence[str]) -> dict[str, list[_Shown]]:
     """Runs of these records at a scale, and perhaps others, by record id; more than one when a fill was cut off."""
     of_scale = f"tags.{_SCALE} = '{scale}'"
     filters = [f"{of_scale} and tags.{_RUN} = '{run_id}'" for run_id in run_ids] if len(run_ids) <= FEW else [of_scale]
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[_Shown]] = {}
     for wanted in filters:
         token = None
         while True:
             page = client.search_runs([experiment_id], wanted, max_results=500, page_token=token)
             for run in page:
-                found.setdefault(run.data.tags.get(_RUN, ""), []).append(run)
+                found.setdefault(run.data.tags.get(_RUN, ""), []).append(_Shown.of(run))
             token = page.token
             if not token:
                 break
     return found
 
 
-def _remove(client: MlflowClient, run: Run) -> None:
+def _remove(client: MlflowClient, run: _Shown) -> None:
     """Delete a run; its files go too where they stand in a local folder (MLflow itself keeps them)."""
-    client.delete_run(run.info.run_id)
-    place = urlsplit(run.info.artifact_uri)
+    client.delete_run(run.run_id)
+    place = urlsplit(run.artifact_uri)
     folder = Path(place.path).parent
-    if place.scheme == "file" and folder.name == run.info.run_id:
+    if place.scheme == "file" and folder.name == run.run_id:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +40,14 @@ class Trained:
 
 
 def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: Callable[[Batch], Tensor],
-          progress: Callable[[int, int], None], checkpoint: Checkpoint | None = None) -> Trained:
-    """Train every run of a pack on its own order of the data. `loss_of(batch)` gives one loss per run, `[runs]`. Where there
-    is a checkpoint of the pack, training goes on from it."""
+          progress: Callable[[int, int], None], checkpoint: Checkpoint | None = None, at_once: int | None = None) -> Trained:
+    """Train every run of a pack on its own order of the data. `loss_of(batch)` gives one loss per run, `[runs]`, the mean
+    over its items, or over its target tokens. Where there is a checkpoint of the pack, training goes on from it.
+
+    `at_once`: items of a run that are computed together (None: the whole batch). Gradients of the parts of a batch are
+    added up with the share of losses that each has, which is the gradient of the whole batch. (A penalty of a method is
+    taken over each part by itself.)
+    """
     recipe = specs[0].recipe
     orders = [training_order(data, recipe.batch_size, recipe.epochs, spec.seed) for spec in specs]
     steps = len(orders[0])
@@ -59,18 +64,20 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
         if step in starts:
             packed.begin(starts.index(step), len(starts))
             adamw.restart()
-        batch = collate(data, [order[step] for order in orders], adamw.device)
-        packed.see(batch.mask)
-        loss = loss_of(batch)
-        penalty = packed.penalty()
-        (loss.sum() if penalty is None else (loss + penalty).sum()).backward()
-        loop.losses[step] = loss.detach()
+        for indices, share in _parts(data, [order[step] for order in orders], at_once, loop.losses):
+            batch = collate(data, indices, adamw.device)
+            packed.see(batch.mask)
+            loss = loss_of(batch)
+            penalty = packed.penalty()
+            total = loss if penalty is None else loss + penalty
+            (total * share).sum().backward()
+            loop.losses[step] += loss.detach() * share
+            loop.real += batch.real
+            loop.positions += batch.positions
         loop.lived[step] = adamw.alive
         loop.norms[step] = adamw.step(loop.losses[step], float(factors[step]))
         packed.stepped(step, steps)
         adamw.drop_gradients()
-        loop.real += batch.real
-        loop.positions += batch.positions
         loop.done = step + 1
         loop.seconds = time.perf_counter() - started
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
@@ -87,10 +94,25 @@ def train(packed: Packed, specs: Sequence[RunSpec], data: EncodedSet, loss_of: C
     alive = adamw.alive.tolist()
     losses, norms = (curve.masked_fill(~loop.lived, math.nan).cpu() for curve in (loop.losses, loop.norms))
     rates = factors[:, None] * torch.tensor([s.recipe.learning_rate for s in specs], dtype=factors.dtype)
-    tokens = [sum(len(data.items[i].tokens) for batch in order[:taken] for i in batch)
+    tokens = [sum(data.items[i].size for batch in order[:taken] for i in batch)
               for order, taken in zip(orders, loop.lived.sum(0).tolist(), strict=True)]
     return Trained(losses, norms, rates, alive, time.perf_counter() - started, tokens, 1 - loop.real / loop.positions,
                    loop.resumed)
+
+
+def _parts(data: EncodedSet, indices: Sequence[Sequence[int]], at_once: int | None,
+           like: Tensor) -> Iterator[tuple[Sequence[Sequence[int]], Tensor | float]]:
+    """The items of a step `[runs][batch]` in parts of so many items of each run, each with the share of the run's losses
+    that stand in it, `[runs]`."""
+    size = len(indices[0])
+    if at_once is None or at_once >= size:
+        yield indices, 1.0
+        return
+    whole = [sum(data.items[i].losses for i in run) for run in indices]
+    for start in range(0, size, at_once):
+        part = [run[start:start + at_once] for run in indices]
+        own = [sum(data.items[i].losses for i in run) for run in part]
+        yield part, like.new_tensor([some / max(1, every) for some, every in zip(own, whole, strict=True)])
 
 
 def _stages(packed: Packed, spec: RunSpec, recipe: Recipe, steps: int) -> tuple[list[int], Tensor]:

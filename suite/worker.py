@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from suite import bases, checkpoint, data, environment, gradients, limits, metrics, objectives, paths, records, registry
-from suite.batches import Batch, EncodedSet, collate, encode, scoring_order, training_order
+from suite.batches import Batch, EncodedSet, collate, encode, form_of, scoring_order, spelled, training_order
 from suite.errors import UserError
 from suite.faults import LostLeaseError, StorageError, full, out_of_memory, storage
 from suite.generation import evaluate_pack, evaluate_text
@@ -76,6 +76,7 @@ class Worker:
         self.environment = environment.snapshot(device=device, threads=threads)
         self._bases: dict[tuple[str, str], bases.LoadedBase] = {}  # by id and precision
         self._encoded: dict[str, EncodedSet] = {}
+        self._whole = False  # whether nothing is attached any more to the base of the pack that was tried last
         checkpoint.clear()
 
     def run(self, specs: Sequence[RunSpec], progress: Progress = lambda phase, done, total: None) -> list[Record]:
@@ -88,6 +89,7 @@ class Worker:
         return [record for part in limits.cut(specs) for record in self._attempt(part, progress)]
 
     def _attempt(self, specs: Sequence[RunSpec], progress: Progress, last: bool = False) -> list[Record]:
+        self._whole = False
         try:
             return self._run(specs, progress)
         except StorageError:
@@ -97,7 +99,11 @@ class Worker:
                 raise storage(error, paths.results()) from error
             memory, trace = out_of_memory(error), traceback.format_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._release()  # out here the error, and all that its frames held, is gone
+        if memory:
+            environment.return_large_blocks()
+        # What is left of the pack is tried on the same base: loaded again it would need new room, and what the old one
+        # took may lie in pieces that are too small.
+        self._release(keep_base=memory and self._whole)  # out here the error, and all that its frames held, is gone
         checkpoint.remove(spec.id for spec in specs)  # it may be the cause
         if len(specs) > 1:
             half = -(-len(specs) // 2)
@@ -146,6 +152,7 @@ class Worker:
             states = [self._state(packed, run) for run in range(len(specs))]
         finally:
             packed.detach()
+            self._whole = True
             if method.spoils_base:
                 self._forget()
         peaks = [before, during, after]
@@ -231,23 +238,30 @@ class Worker:
         self._bases.clear()
         gc.collect()
 
-    def _release(self) -> None:
+    def _release(self, keep_base: bool) -> None:
         """Give back all memory that can be had again. Raises when the device is beyond use: the process has to end."""
-        self._forget()
+        if keep_base:
+            gc.collect()
+        else:
+            self._forget()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         environment.release()
 
-    def _encode(self, loaded: bases.LoadedBase, items: TaskData, ref: TaskRef, split: str, length: int) -> EncodedSet:
-        key = digest([loaded.base.id, ref.model_dump(), split, length])
+    def _encode(self, loaded: bases.LoadedBase, items: TaskData, ref: TaskRef, split: str, length: int,
+                word: str | None = None) -> EncodedSet:
+        """A split as the base reads it, or with `word` as the answer to every item."""
+        key = digest([loaded.base.id, ref.model_dump(), split, length, word])
         if key not in self._encoded:
-            generation = items.task.kind != "classification"
-            self._encoded[key] = encode(loaded.tokenizer, getattr(items, split), length, generation)
+            kind = loaded.base.kind
+            read = spelled(kind, items.task, getattr(items, split))
+            chosen = read if word is None else [replace(item, target=word) for item in read]
+            self._encoded[key] = encode(loaded.tokenizer, chosen, length, form_of(kind))
         return self._encoded[key]
 
     def _head(self, loaded: bases.LoadedBase, task: Task, runs: int) -> Head | None:
-        if task.kind != "classification":
+        if loaded.base.kind != "encoder" or task.kind != "classification":
             return None
         head = Head(loaded.hidden_size, len(task.labels), runs, (loaded.base.id, task.id, task.version))
         return head.to(self.device, next(loaded.model.parameters()).dtype)
@@ -301,7 +315,7 @@ class Worker:
         evaluation = specs[0].evaluation
         task = items.task
         scored = items.test if evaluation.split == "test" else items.validation
-        if packed.head is None:
+        if task.kind != "classification":
             asked = loaded.tokenizer, task, scored, evaluation.decode, evaluation.batch_size
             if self.scores_together and packed.method.packs:
                 answered = evaluate_pack(packed.model, packed.runs, *asked)
@@ -312,23 +326,35 @@ class Worker:
                         answered.append(evaluate_text(model, *asked))
             return [Outcome.of(task, scored, given.predictions, given.decode) for given in answered]
 
-        encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
-        predicted = torch.zeros(packed.runs, len(encoded), dtype=torch.long)
-        losses = torch.zeros(packed.runs, len(encoded))
-        for indices in scoring_order(encoded, evaluation.batch_size):
-            batch = collate(encoded, [indices] * packed.runs, self.device)
-            logits = objectives.classify(packed.model, packed.head, batch)
-            predicted[:, indices] = logits.argmax(-1).cpu()
-            losses[:, indices] = objectives.item_losses(logits, batch.labels).float().cpu()
-        expected = [item.label for item in scored]
+        logits = self._logits(packed, loaded, items, specs[0])
+        expected = torch.tensor([item.label for item in scored])
+        losses = objectives.item_losses(logits, expected.expand(packed.runs, -1)).float()
+        decode = None if packed.head is not None else {"scoring": "the likeliest label word, its end included"}
         outcomes = []
         for run in range(packed.runs):
-            own = predicted[run].tolist()
-            table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected, "predicted": own})
+            table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected.tolist(),
+                                  "predicted": logits[run].argmax(-1).tolist()})
             table["correct"] = table["expected"] == table["predicted"]
             table["loss"] = losses[run].numpy()
-            outcomes.append(Outcome.of(task, scored, table))
+            outcomes.append(Outcome.of(task, scored, table, decode))
         return outcomes
+
+    def _logits(self, packed: Packed, loaded: bases.LoadedBase, items: TaskData, spec: RunSpec) -> Tensor:
+        """Logits of every label for the scored items, `[runs, items, classes]`: the task head's, or for a base of text the
+        log-probabilities of the label words as answers to the prompt."""
+        labels, split = items.task.labels, spec.evaluation.split
+        words = [None] if packed.head is not None else labels
+        found = torch.zeros(packed.runs, len(getattr(items, split)), len(labels))
+        for place, word in enumerate(words):
+            encoded = self._encode(loaded, items, spec.task, split, spec.recipe.max_length, word)
+            for indices in scoring_order(encoded, spec.evaluation.batch_size):
+                batch = collate(encoded, [indices] * packed.runs, self.device)
+                if packed.head is not None:
+                    found[:, indices] = objectives.classify(packed.model, packed.head, batch).float().cpu()
+                else:
+                    scores = objectives.log_likelihoods(packed.model, batch)
+                    found[:, indices, place] = scores.view(packed.runs, -1).float().cpu()
+        return found
 
     def _state(self, packed: Packed, run: int) -> dict[str, Tensor] | None:
         """What is worth keeping: adapters and heads. A fully fine-tuned base is as large as the base and is not."""

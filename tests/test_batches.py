@@ -129,7 +129,7 @@ def texts(count: int) -> str:
 def test_classification_keeps_the_tokenizers_frame_and_counts_what_was_cut(tokenizer: Any) -> None:
     items = [Item("a", texts(2), label=1), Item("b", texts(4), label=0), Item("c", texts(5), label=2),
              Item("d", texts(2), pair="w7 w8 w9", label=0)]
-    found = encode(tokenizer, items, 6, generation=False)
+    found = encode(tokenizer, items, 6, form="label")
     assert [words(tokenizer, item) for item in found.items] == [
         "[CLS] w0 w1 [SEP]", "[CLS] w0 w1 w2 w3 [SEP]",
         "[CLS] w0 w1 w2 w3 [SEP]", "[CLS] w0 [SEP] w7 w8 [SEP]"]
@@ -143,7 +143,7 @@ def test_classification_keeps_the_tokenizers_frame_and_counts_what_was_cut(token
 def test_generation_cuts_the_beginning_of_a_long_prompt_and_keeps_the_target(tokenizer: Any) -> None:
     items = [Item("a", texts(2), target="w8 w9"), Item("b", texts(3), target="w8 w9"),
              Item("c", texts(9), target="w8 w9")]
-    found = encode(tokenizer, items, 6, generation=True)
+    found = encode(tokenizer, items, 6, form="continuation")
     assert [words(tokenizer, item) for item in found.items] == [
         "w0 w1 w8 w9 </s>", "w0 w1 w2 w8 w9 </s>", "w6 w7 w8 w8 w9 </s>"]
     assert [item.target for item in found.items] == [3, 3, 3]
@@ -153,14 +153,14 @@ def test_generation_cuts_the_beginning_of_a_long_prompt_and_keeps_the_target(tok
 def test_a_target_that_is_too_long_by_itself_loses_its_end(tokenizer: Any) -> None:
     items = [Item("a", "w0", target="w1 w2 w3 w4"), Item("b", "", target="w1 w2 w3"),
              Item("c", "", target="w1 w2")]
-    found = encode(tokenizer, items, 3, generation=True)
+    found = encode(tokenizer, items, 3, form="continuation")
     assert [words(tokenizer, item) for item in found.items] == ["w1 w2 w3", "w1 w2 w3", "w1 w2 </s>"]
     assert found.truncated == 2
 
 
 @given(prompt=st.integers(0, 20), target=st.integers(0, 20), most=st.integers(1, 30))
 def test_no_item_is_longer_than_the_maximum(tokenizer: Any, prompt: int, target: int, most: int) -> None:
-    found = encode(tokenizer, [Item("a", texts(prompt), target=texts(target))], most, generation=True)
+    found = encode(tokenizer, [Item("a", texts(prompt), target=texts(target))], most, form="continuation")
     assert len(found.items[0].tokens) == min(most, prompt + target + 1)
     assert found.items[0].target == min(most, target + 1)
     assert found.truncated == (prompt + target + 1 > most)

@@ -50,6 +50,65 @@ def test_the_knee_is_the_size_from_which_doubling_gains_too_little(speeds: dict[
     assert Calibration(Workload("minilm", "float32", 1024), speeds, 1e11, "", {}).knee == knee
 
 
+@pytest.mark.parametrize(("ratios", "knee"), [
+    ([1.1, 1.2, 1.1], 2),
+    ([0.99, 1.2, 1.1], 1),  # one of three rounds lost: the gain is within the spread
+    ([1.01, 1.02, 1.3], 1),
+    ([0.99, 1.2, 1.1, 1.1, 1.2, 1.1], 2),
+    ([0.99, 0.9, 1.1, 1.1, 1.2, 1.1], 1),
+])
+def test_a_gain_within_the_spread_of_the_rounds_makes_no_knee(ratios: list[float], knee: int) -> None:
+    found = Calibration(Workload("minilm", "float32", 1024), {1: 1000.0, 2: 1500.0}, 1e11, "", {}, {2: ratios})
+    assert found.knee == knee
+
+
+def searched(speed: dict[int, float], slow: range = range(0), seconds: float = 1e9,
+             most: int = 64) -> tuple[dict[int, float], dict[int, list[float]], bool, list[int]]:
+    """What a search finds on a machine with these speeds, whose tries `slow` come out three times slower; with the order of
+    the tries. A try takes as many seconds as its size."""
+    asked: list[int] = []
+
+    def once(size: int) -> float:
+        if size > most:
+            raise MemoryError
+        asked.append(size)
+        return speed.get(size, max(speed.values())) / (3 if len(asked) in slow else 1)
+
+    return *calibration.search(once, lambda: seconds - sum(asked)), asked
+
+
+def test_sizes_are_timed_in_turns_until_doubling_does_not_pay() -> None:
+    speeds, ratios, cut, asked = searched({1: 1000.0, 2: 1500.0, 4: 1550.0})
+    assert asked == [1, 2, 2, 1, 1, 2, 1, 2, 4, 4, 2, 1, 1, 2, 4]
+    assert speeds == {1: 1000.0, 2: 1500.0, 4: 1550.0}
+    assert ratios == {2: [1.5] * 6, 4: [1550 / 1500] * 3}
+    assert not cut
+
+
+def test_a_slow_spell_moves_neither_the_speeds_nor_the_knee() -> None:
+    for first in range(1, 16):
+        speeds, ratios, _, _ = searched({1: 1000.0, 2: 1500.0, 4: 1520.0}, slow=range(first, first + 1))
+        found = Calibration(Workload("minilm", "float32", 1024), speeds, 1e11, "", {}, ratios)
+        assert speeds[1] == 1000.0
+        assert found.knee == 2
+
+
+def test_a_search_that_time_or_memory_ends_says_which() -> None:
+    speed = {size: 1000.0 * size for size in (1, 2, 4, 8, 16, 32, 64)}
+    speeds, ratios, cut, asked = searched(speed, seconds=29)
+    assert (list(speeds), list(ratios), cut) == ([1, 2], [2], True)
+    assert sum(asked) <= 29
+    assert searched(speed, seconds=30)[2] is True
+    assert list(searched(speed, seconds=30)[0]) == [1, 2, 4]
+    assert searched(speed)[2] is False
+    assert list(searched(speed)[0]) == list(speed)
+    speeds, ratios, cut, _ = searched(speed, most=2)
+    assert (list(speeds), list(ratios), cut) == ([1, 2], [2], False)
+    assert (list(searched(speed, most=1)[0]), searched(speed, most=1)[1]) == ([1], {})
+    with pytest.raises(MemoryError):
+        searched(speed, most=0)
+
+
 def test_what_was_kept_is_read_again_and_what_is_damaged_is_as_if_it_were_not_there(tmp_path: Path) -> None:
     spec = cells()[0].spec
     workload, device = calibration.workload(spec), calibration.machine(HERE.device or "cpu")["device"]
@@ -158,6 +217,8 @@ def test_a_real_calibration_measures_growing_packs_and_leaves_the_plan_with_its_
     found = calibration.measure(spec, "cpu", seconds=60)
     assert {1, 2} <= set(found.speeds)
     assert 100 < found.speeds[1] < 1e6
+    assert min(len(own) for own in found.ratios.values()) >= calibration.REPEATS
+    assert sorted(found.ratios) == sorted(found.speeds)[1:]
     assert 1e9 < found.flops < 1e13
     calibration.save(found)
     made = planned("method=lora", device="cpu")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from suite import cli, ledger, records
+from suite import cli, ledger, paths, published, records
 from suite import study as studies
 from suite.records import Record
 
@@ -50,6 +50,58 @@ def test_lists_are_the_same_for_people_and_programs(kind: str, monkeypatch: pyte
     assert all(str(row["id"]) in out for row in rows)
 
 
+def test_published_tables_are_listed_on_one_line_each(monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = suite(monkeypatch, capsys, "list", "published")
+    lines = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
+    assert len(lines) == len(published.names()) + 2  # the header and the rule under it
+    assert lines["gora_glue_t5base"] == "gora_glue_t5base GoRA t5-base 14 × 6 74 of 84 12 verbatim, 62 secondary gora"
+    assert lines["dota"] == "dota DoTA not transcribed… 0 × 0 none yet dota"
+    rows = json.loads(suite(monkeypatch, capsys, "list", "published", "--json")[1])
+    (gora,) = [row for row in rows if row["id"] == "gora_glue_t5base"]
+    assert (gora["rows"], gora["columns"], gora["numbers"], gora["arxiv"]) == (14, 6, 74, "2502.12171")
+    assert (gora["evidence"], gora["studies"]) == ({"verbatim": 12, "secondary": 62}, ["gora"])
+    (lorasc,) = [row for row in rows if row["id"] == "lorasc"]
+    assert len(lorasc["missing"]) == 7
+
+
+@pytest.mark.parametrize(("kind", "text", "found"), [
+    ("published", "SubZero", ["subzero_opt13b"]),
+    ("published", "glue-mrpc-f1", ["adamix_glue_bert_base", "adamix_glue_roberta_large"]),
+    ("published", "2410.08305", ["rac_lora"]),
+    ("published", "no such thing", []),
+    ("studies", "slow cascades", ["lorasc"]),
+])
+def test_a_list_can_be_narrowed_to_what_it_is_about(kind: str, text: str, found: list[str],
+                                                    monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(suite(monkeypatch, capsys, "list", kind, "--about", text, "--json")[1])
+    assert [row["id"] for row in rows] == found
+
+
+def test_a_published_table_is_shown_with_what_a_reader_must_know(monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = suite(monkeypatch, capsys, "show", "published", "gora_llama31_8b")
+    assert code == 0
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    table = published.load("gora_llama31_8b")
+    (row,) = [line for line in lines if line.startswith("rsLoRA")]
+    cells = table.rows_of("rslora")[0].cells
+    assert row == "rsLoRA 8 " + " ".join(
+        f"{cell.mean:.2f} ± {cell.sd:.2f} {cell.evidence[0].upper()}" for cell in cells.values())
+    assert all(caveat.split()[0] in out for caveat in table.caveats)
+    assert "points of a judge from 0 to 10: mt-bench" in lines
+    _, out, _ = suite(monkeypatch, capsys, "show", "published", "mole_nlp")
+    assert "nli-avg 79.2 V 78.8 V 80.5 V" in [" ".join(line.split()) for line in out.splitlines()]
+    _, out, _ = suite(monkeypatch, capsys, "show", "published", "lorasc")
+    assert "Missing: sweep over the noise scale" in out
+    told = json.loads(suite(monkeypatch, capsys, "show", "published", "lorasc", "--json")[1])
+    assert (told["rows"], told["id"]) == ([], "lorasc")
+    code, _, err = suite(monkeypatch, capsys, "show", "published", "lorask")
+    assert code == 2
+    assert err.startswith("suite: unknown published table 'lorask': use lorasc")
+
+
 def test_plan_shows_every_run_and_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = suite(monkeypatch, capsys, "plan", "gora", "--json")
@@ -75,6 +127,7 @@ def test_status_and_report_of_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told["runs"]["missing"] == 58
     assert Path(told["report"]) == tmp_path / "reports" / "gora-desk" / "index.html"
     assert (tmp_path / "reports" / "gora-desk" / "report.md").exists()
+    assert not (paths.results() / "mlflow.db").exists()  # that is for `suite sync`
 
 
 def test_sync_fills_mlflow_from_the_records_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch,

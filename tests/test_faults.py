@@ -113,18 +113,21 @@ def parts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("parts")
-def test_a_pack_that_runs_out_of_memory_is_halved_and_the_next_is_cut_before_it_starts() -> None:
-    """Of a batch of 32 sentences, one run needs 0.4 GB: two fit into 0.8 GB more than one took, four do not."""
+@pytest.mark.parametrize(("room", "fits"), [(800, {1, 2}), (150, {1})])
+def test_a_pack_that_runs_out_of_memory_is_halved_and_the_next_is_cut_before_it_starts(room: int, fits: set[int]) -> None:
+    """Of a batch of 32 sentences, one run needs 0.4 GB: two fit into 0.8 GB more than one took, four do not. With little
+    more than one took, what two failed attempts leave behind must not keep out the run alone, which did fit before."""
     wide = [one.model_copy(update={
         "task": one.task.model_copy(update={"train": 32}),
         "recipe": one.recipe.model_copy(update={"batch_size": 32, "max_length": 64})}) for one in map(spec, range(5))]
-    done = subprocess.run([sys.executable, "-c", STARVED, as_json(wide), "800"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", STARVED, as_json(wide), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     halved, made = json.loads(done.stdout.splitlines()[-1])
     assert halved[0] == ["halve", 2, 4]
     assert [status for status, _, _ in made] == ["finished"] * 4, made
     fitting = limits.most(wide[0])
-    assert fitting in (1, 2)
+    assert fitting in fits
     assert {size for _, size, _ in made} == {fitting}
     assert [len(part) for part in limits.cut(wide[1:])] == [fitting] * (4 // fitting)
 
@@ -162,6 +165,19 @@ def test_a_results_folder_that_goes_ends_the_sweep_and_it_goes_on_when_it_is_bac
     away.rename(results)
     executor.run([[spec(0)]], 1, 1, "cpu", lambda event: None)
     assert records.is_done(spec(0).id)
+    assert left() == [spec(0).id]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("content", [b"", bytes(4096)], ids=["empty", "zeros"])
+def test_a_record_that_a_power_cut_emptied_is_made_again_and_is_the_same(content: bytes) -> None:
+    executor.run([[spec(0)]], 1, 1, "cpu", lambda event: None)
+    before = outcome(spec(0).id)
+    (records.folder(spec(0).id) / "record.json").write_bytes(content)
+    assert not records.is_done(spec(0).id)
+    executor.run([[spec(0)]], 1, 1, "cpu", lambda event: None)
+    assert outcome(spec(0).id) == before
     assert left() == [spec(0).id]
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -225,12 +226,63 @@ def test_a_reader_sees_a_whole_record_or_none_while_it_is_saved_over_and_over() 
     assert all(found in (None, full()) for found in seen)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"id": "x", "spec": {"ba', bytes(900), b"\xff\xfe\x00\x01"],
+                         ids=["empty", "cut", "cut later", "zeros", "not text"])
+def test_what_a_power_cut_leaves_is_as_no_record_and_is_replaced(content: bytes) -> None:
+    records.save(full(), CURVES, PREDICTIONS)
+    (records.folder(SPEC.id) / "record.json").write_bytes(content)
+    assert records.load(SPEC.id) is None
+    assert not records.is_done(SPEC.id)
+    assert dict(records.each([SPEC.id])) == records.load_many([SPEC.id]) == {}
+    assert records.OnDisk([SPEC.id]).get(SPEC.id) is None
+    records.save(full())
+    assert records.load(SPEC.id) == full()
+    assert left() == [SPEC.id]
+
+
+def test_files_are_on_the_disk_before_they_get_their_name_and_the_name_before_the_run_counts_as_saved(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls as they are made, with what each was for; they do their work."""
+    told: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(handle: int) -> None:
+        told.append(("disk", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def watched_replace(source: Any, target: Any) -> None:
+        told.append(("name", os.path.basename(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    records.save(record(), CURVES, PREDICTIONS, {"a": torch.ones(2)})
+    *files, draft, name, runs = told
+    assert set(files) == {("disk", "curves.parquet"), ("disk", "predictions.parquet"), ("disk", "adapter.safetensors"),
+                          ("disk", "record.json")}
+    assert draft[0] == "disk"
+    assert draft[1].startswith(SPEC.id)
+    assert (name, runs) == (("name", SPEC.id), ("disk", "runs"))
+    told.clear()
+    paths.write_json(paths.results() / "some.json", {})
+    assert [what for what, _ in told] == ["disk", "name", "disk"]
+    assert told[1:] == [("name", "some.json"), ("disk", paths.results().name)]
+
+
+def test_records_on_disk_are_a_mapping_that_reads_when_asked() -> None:
+    found = records.OnDisk([SPEC.id, "missing", SPEC.id])
+    assert (len(found), list(found), SPEC.id in found) == (0, [], False)
+    records.save(record())
+    assert dict(found) == {SPEC.id: record()}
+    assert "missing" not in found
+    assert "other" not in found
+    records.save(record("failed"))
+    assert found[SPEC.id].status == "failed"
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{",
-        b"\xff\xfe\x00\x01",
         b"[]",
         b'{"id": "x"}',
         json.dumps(
@@ -240,7 +292,7 @@ def test_a_reader_sees_a_whole_record_or_none_while_it_is_saved_over_and_over() 
             json.loads(Record(id="x", spec=SPEC, status="failed").model_dump_json()) | {"status": "fine"}
         ).encode(),
     ],
-    ids=["empty", "cut", "not text", "a list", "keys missing", "unknown key", "unknown status"],
+    ids=["a list", "keys missing", "unknown key", "unknown status"],
 )
 def test_a_damaged_record_is_said_in_one_sentence(content: bytes) -> None:
     records.folder(SPEC.id).mkdir(parents=True)

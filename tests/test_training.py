@@ -15,11 +15,13 @@ from suite.batches import Batch, collate, training_order
 from suite.method import Adapter, Layer, Start
 from suite.optimiser import schedule
 from suite.packing import Packed
+from suite.recompute import recomputed
 from suite.specs import RunSpec
 from suite.training import Trained, train
 from tests import tiny
 
 METHOD = registry.method("lora")
+STARTS = [Start(LoRA.Config(rank=rank), seed) for seed, rank in enumerate((2, 3))]
 BREAKS = 1e150  # a learning rate after whose first step no loss is finite
 
 
@@ -199,3 +201,51 @@ def test_training_lowers_the_loss() -> None:
     first, last = result.losses[:4, 0].mean(), result.losses[-4:, 0].mean()
     assert math.isfinite(float(last))
     assert last < 0.5 * first
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_the_parts_of_a_batch_add_up_to_the_whole(arch: str, at_once: int) -> None:
+    ends = []
+    for size in (None, at_once):
+        base = tiny.build(arch)
+        packed = base.pack(METHOD, STARTS)
+        specs = [base.spec(METHOD, start.config, start.seed, 1e-2) for start in STARTS]
+        trained = train(packed, specs, base.data, base.loss_of(packed), lambda done, total: None, at_once=size)
+        ends.append((trained, packed.state(1)))
+    (whole, state), (parts, other) = ends
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(parts.norms, whole.norms, rtol=1e-9, atol=1e-12)
+    assert parts.tokens == whole.tokens
+    for name, tensor in state.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama", "t5"])
+def test_activations_that_are_computed_again_change_nothing_but_the_memory(arch: str) -> None:
+    found = []
+    for wanted in (False, True):
+        base = tiny.build(arch)
+        packed = base.pack(METHOD, STARTS)
+        kept: list[int] = []
+
+        def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with recomputed(packed.model, wanted):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = base.loss_of(packed)(base.batch(2))
+            loss.sum().backward()
+        found.append((sum(kept), loss.detach(), [parameter.grad for parameter, _ in packed.parameters()]))
+    (whole, loss, gradients), (less, again, others) = found
+    assert less < whole / 2
+    assert torch.equal(loss, again)
+    for gradient, other in zip(gradients, others, strict=True):
+        assert gradient is not None
+        torch.testing.assert_close(other, gradient)
+
+
+def test_a_model_without_blocks_cannot_compute_them_again() -> None:
+    with pytest.raises(ValueError, match="no blocks"), recomputed(torch.nn.Linear(2, 2)):
+        pass

@@ -113,8 +113,6 @@ class Tiny:
         """One loss per run for a batch."""
         if head is not None:
             return lambda batch: objectives.classification_loss(model, head, batch)
-        if self.kind == "seq2seq":
-            return lambda batch: _seq2seq_loss(model, runs, batch)
         return lambda batch: objectives.language_loss(model, runs, batch)
 
     def loss_of(self, packed: Packed) -> Callable[[Batch], Tensor]:
@@ -211,10 +209,3 @@ def _keep_float64(model: nn.Module) -> None:
             parent, _, child = name.rpartition(".")
             exact = ExactNorm(module.weight, epsilon, offset=1.0 if kind.startswith("Gemma") else 0.0)
             setattr(model.get_submodule(parent), child, exact)
-
-
-def _seq2seq_loss(model: Any, runs: int, batch: Batch) -> Tensor:
-    """Mean cross-entropy of each run over target tokens; the encoder reads the whole item."""
-    logits = model(input_ids=batch.tokens, attention_mask=batch.mask, labels=batch.labels).logits
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
-    return losses.view(runs, -1).sum(1) / (batch.labels.view(runs, -1) != -100).sum(1)

@@ -23,8 +23,8 @@ class Ranking:
     """Mean ranks over tasks (1: best everywhere), in the order of the methods.
 
     `intervals` hold what other seeds and items would give, each at `CONFIDENCE`; `over_seeds` is false when every method of
-    some task has one seed alone, so that the noise of seeds is unknown. Two methods whose mean ranks are `critical` or more apart are told apart, all
-    pairs considered at once.
+    some task has one seed alone, so that the noise of seeds is unknown. Two methods whose mean ranks are `critical` or more
+    apart are told apart, all pairs considered at once.
     """
 
     means: tuple[float, ...]
@@ -51,7 +51,7 @@ def rank(tasks: Sequence[Sequence[Mapping[int, Outcomes]]], sources: Sequence[st
     means are drawn again with it and ranked again. Noise of items is that of the observed covariance between methods, which
     answered the same items; noise of seeds is taken as alike for all methods of a task (as one critical difference for all
     pairs takes it), with the tails of t. A method that answers alike under every seed has none.
-    The critical difference is the level that the largest error among all pairs stays below in `CONFIDENCE` of the draws.
+    The critical difference is what the largest error among all pairs stays below, two-sided at `CONFIDENCE`.
     The tasks are taken as they are: nothing is said about others. Tasks of one source (parts of one task) share the luck
     of their runs. None with fewer than two tasks or three methods (whose ranks say too little), or when a method lacks a
     task or all share no item of it.
@@ -75,7 +75,8 @@ def rank(tasks: Sequence[Sequence[Mapping[int, Outcomes]]], sources: Sequence[st
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(ranks, [tail, 100 - tail], axis=0)
     error = ranks - means
-    critical = float(np.quantile(error.max(axis=1) - error.min(axis=1), CONFIDENCE))  # the largest error of any pair
+    # The largest error of any pair. Those far apart can only be drawn nearer, one of two directions: half the tail.
+    critical = float(np.quantile(error.max(axis=1) - error.min(axis=1), (1 + CONFIDENCE) / 2))
     return Ranking(tuple(means.tolist()), tuple(map(Interval, low.tolist(), high.tolist())), critical,
                    all(noise.dof > 0 for noise in known if noise is not None))
 
