@@ -269,22 +269,20 @@ class Fault:
 FAULTS: Mapping[str, Fault] = {
     "sampling": Fault("sampling instead of greedy decoding", sampling, ("table=problems",), frozenset({"evaluation"})),
     "padding": Fault("prompts padded on the right", padding, ("table=problems",), frozenset({"setup", "evaluation"})),
-    "rate": Fault("learning rates three times too high", rate, ("table=sentiment", "method=lora,rslora,lora-plus"),
-                  frozenset({"training"}), frozenset({"evaluation", "pooled"})),
+    "rate": Fault("learning rates three times too high", rate, ("table=sentiment", "method=rslora"), frozenset({"training"}),
+                  frozenset({"evaluation"})),
     "sign-start": Fault("GoRA starts uphill", sign_of_start, ("table=sentiment", "method=gora"), frozenset({"training"}),
                         frozenset({"evaluation"})),
     "sign-evaluation": Fault("adapters subtracted when scored", sign_in_evaluation,
-                             ("table=sentiment", "method=lora,rslora,lora-plus,gora"), frozenset({"evaluation"}),
-                             frozenset({"pooled"})),
-    "labels": Fault("1 % of the test labels changed", labels, ("table=sentiment",), frozenset({"setup"}),
-                    frozenset({"pooled"})),
+                             ("table=sentiment", "method=rslora,lora-plus"), frozenset({"evaluation"})),
+    "labels": Fault("1 % of the test labels changed", labels, ("table=sentiment", "method=head"), frozenset({"setup"})),
     "skipped": Fault("a task skipped, quietly", skipping, ("table=shops",), frozenset({"presence"})),
 }
 
 
 #: Rows of the small study and of the large one.
-FEW = ("head", "lora", "rslora", "lora-plus", "gora")
-MANY = (*FEW, "full", "dora", "pissa", "gora-init")
+FEW = ("head", "rslora", "lora-plus", "gora")
+MANY = (*FEW, "lora", "full", "dora", "pissa", "gora-init")
 
 
 def study(train: int = 192, test: int = 200, problems: int = 40, rows: Sequence[str] = FEW) -> Study:
@@ -300,7 +298,7 @@ def study(train: int = 192, test: int = 200, problems: int = 40, rows: Sequence[
                      "head", "full", "lora", "rslora", "lora-plus", "dora", "pissa", "lora-fa")}},
         "scales": {"desk": {"about": "Small.", "tables": {
             "sentiment": {"title": "Sentences", "base": "minilm", "tasks": ["movie-sentiment"], "rows": list(rows),
-                          "reference": "lora", "budgets": [{"rank": 8}], "seeds": [0], "train": train, "test": test,
+                          "reference": "rslora", "budgets": [{"rank": 8}], "seeds": [0], "train": train, "test": test,
                           "recipe": recipe, "learning_rates": {"head": 1e-2, "lora-plus": 5e-4, "gora": 1e-3,
                                                                "gora-init": 1e-3, "full": 2e-4}},
             "shops": {"title": "Another task", "base": "minilm", "tasks": ["amazon-sentiment"], "rows": ["head"],
@@ -410,7 +408,8 @@ def main() -> None:
         print(f"\nReal faults in {len(made.cells)} real runs:\n")
         print("| fault | red gates | what the first red finding of each says |\n|---|---|---|")
         for name, fault in {"none": Fault("none, made again", nothing, ("table=sentiment",), frozenset()), **FAULTS}.items():
-            _print(fault.said, made.trial(name, fault.inject, fault.only))
+            only = fault.only[:1] if name == "labels" else fault.only  # all rows, so that the pooled gate has its say
+            _print(fault.said, made.trial(name, fault.inject, only))
         for said, variables in {
                 "none, without AVX2 and AVX-512": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41",
                                                    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}}.items():

@@ -31,7 +31,7 @@ from rich.console import Console
 from suite import drift, history, paths, records, snapshot, statistics
 from suite.drift import Items, Key, Run, Trail
 from suite.errors import UserError, one_of
-from suite.records import Record
+from suite.records import Record, Score
 from suite.study import Cell, Scale, Study, select
 from suite.study import cells as planned
 from suite.verdicts import Finding
@@ -150,8 +150,8 @@ def _acceptance(study: Study, scale: str, reason: str, before: Baseline | None, 
     old, new = (_scores(study, scale, side) for side in (before.runs if before else {}, runs))
     changes = []
     for (table, row, column), scores in new.items():
-        found = statistics.summarise(scores)
-        then = old.get((table, row, column))
+        found = statistics.summarise([score.value for score in scores], scores[0].items)
+        then = [score.value for score in old.get((table, row, column), ())]
         if found is not None:
             changes.append(Change(table=table, row=row, column=column, old=sum(then) / len(then) if then else None,
                                   new=found.mean, seeds=found.seeds, low=found.interval.low if found.interval else None,
@@ -164,11 +164,11 @@ def _acceptance(study: Study, scale: str, reason: str, before: Baseline | None, 
                       changes=changes)
 
 
-def _scores(study: Study, scale: str, runs: Mapping[Key, Run]) -> dict[tuple[str, str, str], list[float]]:
-    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+def _scores(study: Study, scale: str, runs: Mapping[Key, Run]) -> dict[tuple[str, str, str], list[Score]]:
+    found: dict[tuple[str, str, str], list[Score]] = defaultdict(list)
     for run in runs.values():
         if run.record.score is not None:
-            found[run.cell.table, named(study, scale, run.cell), run.cell.spec.task.id].append(run.record.score.value)
+            found[run.cell.table, named(study, scale, run.cell), run.cell.spec.task.id].append(run.record.score)
     return found
 
 
@@ -279,6 +279,19 @@ def _judge(study: Study, scale: str, against: Baseline, cells: Sequence[Cell], k
                        confirmed=spare)
 
 
+def check(study: Study, scale: Scale, cells: Sequence[Cell], known: Mapping[str, Record], only: Sequence[str] = (),
+          name: str | None = None, again: bool = False, console: Console | None = None) -> list[Finding]:
+    """What `suite regress --against baseline` does: `compare`, with `again` a second look at what failed (`confirm`), and,
+    where nothing was left out by `only`, a line in the history. Raises what these raise.
+    """
+    found = compare(study, scale, cells, known, only, name)
+    if again:
+        found = confirm(study, scale, cells, known, found, name, console)
+    if not only:
+        note(study, scale, cells, known, found, name)
+    return found
+
+
 def note(study: Study, scale: Scale, cells: Sequence[Cell], known: Mapping[str, Record], findings: Sequence[Finding],
          name: str | None = None) -> None:
     """Append this comparison to the study's history."""
@@ -364,5 +377,5 @@ def shown(one: Baseline) -> tuple[list[str], list[list[Any]]]:
     return ["table", "row", "task", "mean %", "seeds", "95 % interval", "before"], rows
 
 
-__all__ = ["Acceptance", "Baseline", "Change", "accept", "compare", "confirm", "every", "find", "named", "names", "note",
-           "read", "shown", "summary"]
+__all__ = ["Acceptance", "Baseline", "Change", "accept", "check", "compare", "confirm", "every", "find", "named", "names",
+           "note", "read", "shown", "summary"]

@@ -489,8 +489,12 @@ def _evaluation(table: str, place: tuple[str, str], group: Sequence[Pair], train
     answers = sum(len(one.before) for one in known)
     p = 1.0
     if lost + gained:
-        p = mcnemar(*({seed: pd.Series(getattr(one, side).astype(float), index=list(one.ids))
-                       for seed, one in enumerate(known)} for side in ("after", "before")))
+        sides: tuple[dict[int, pd.Series[float]], dict[int, pd.Series[float]]] = {}, {}
+        for seed, one in enumerate(known):
+            flipped = np.flatnonzero(one.before != one.after)  # the rest says nothing
+            for side, bits in zip(sides, (one.after, one.before), strict=True):
+                side[seed] = pd.Series(bits[flipped].astype(float), index=[one.ids[i] for i in flipped.tolist()])
+        p = mcnemar(*sides)
     said = f"{row} on {column}: of {answers:,} answers {lost} became wrong and {gained} right (McNemar p = {p:.2g})"
     red = p < ALPHA
     changed = [one.changed for one in known if one.changed is not None]

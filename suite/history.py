@@ -26,7 +26,9 @@ from suite.specs import digest
 from suite.verdicts import Finding
 
 #: Level of the test for one step, drawings of its permutation test, and nights on each side of a step.
-ALPHA, DRAWINGS, SIDE = 0.001, 9999, 3
+ALPHA, DRAWINGS, SIDE = 0.001, 4999, 3
+#: A statistic below this, in standard deviations of the series, is never significant: orders need not be drawn.
+SMALL = 2.5
 #: Seed of the permutations: the same history has the same steps.
 SEED = 20260101
 
@@ -149,11 +151,12 @@ def steps(values: Sequence[float | None], alpha: float = ALPHA) -> list[Step]:
     """Where a series steps, in order: binary segmentation with the CUSUM statistic and a permutation test.
 
     Of a stretch of n values the place k is sought where the mean of the first k and that of the rest differ most, in
-    units of sqrt(k (n - k) / n); with equal values on either side of every place there is none. The largest value over
-    all places is held against those of random orders of the same values, which needs no distribution but asks that
-    without a step every order is equally likely. Each part is then searched in turn (Scott and Knott, Biometrics 1974;
-    permutation as in Antoch and Huskova, Statistics & Probability Letters 2001). A step has at least three nights on each
-    side, so one odd night is none, and with fewer than about eight nights nothing can be significant.
+    units of sqrt(k (n - k) / n). The largest value over all places is held against those of random orders of the same
+    values, which needs no distribution but asks that without a step every order is equally likely (Antoch and Huskova,
+    Statistics & Probability Letters 2001). The first and the last two thirds of the stretch are looked at too, since a
+    level that comes back hides in the whole; the three p-values are multiplied by three. Each part is then searched in turn
+    (Scott and Knott, Biometrics 1974). A step has at least three nights on each side, so one odd night is none; with fewer
+    than sixteen nights nothing can be significant at .001.
 
     Gaps (None) are left out; positions are those of the whole series.
     """
@@ -166,17 +169,26 @@ def steps(values: Sequence[float | None], alpha: float = ALPHA) -> list[Step]:
 
 
 def _cuts(values: np.ndarray, offset: int, rng: np.random.Generator, alpha: float) -> list[tuple[int, float]]:
+    n = len(values)
+    part = 2 * n // 3
+    found = [(p * 3, start + at) for start, end in ((0, n), (0, part), (n - part, n))
+             for p, at in _tested(values[start:end], rng)]
+    if not found or min(found)[0] > alpha:
+        return []
+    p, cut = min(found)
+    return [*_cuts(values[:cut], offset, rng, alpha), (offset + cut, p), *_cuts(values[cut:], offset + cut, rng, alpha)]
+
+
+def _tested(values: np.ndarray, rng: np.random.Generator) -> list[tuple[float, int]]:
+    """The p-value of the likeliest step of a stretch, and its place; nothing where there cannot be one."""
     if len(values) < 2 * SIDE or np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())):
         return []
     observed = _cusum(values[None])[0]
-    orders = rng.permuted(np.broadcast_to(values, (DRAWINGS, len(values))), axis=1)
-    largest = _cusum(orders).max(axis=1)
-    at = int(observed.argmax())
-    p = float((1 + (largest >= observed[at] * (1 - 1e-9)).sum()) / (1 + DRAWINGS))
-    if p > alpha:
+    if observed.max() < SMALL * values.std():
         return []
-    cut = at + SIDE
-    return [*_cuts(values[:cut], offset, rng, alpha), (offset + cut, p), *_cuts(values[cut:], offset + cut, rng, alpha)]
+    largest = _cusum(rng.permuted(np.broadcast_to(values, (DRAWINGS, len(values))), axis=1)).max(axis=1)
+    at = int(observed.argmax())
+    return [(float((1 + (largest >= observed[at] * (1 - 1e-9)).sum()) / (1 + DRAWINGS)), at + SIDE)]
 
 
 def _cusum(rows: np.ndarray) -> np.ndarray:

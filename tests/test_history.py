@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.gate import imagined
+from reports.figures import looks
+from reports.nights import figure
 from suite import history, paths
 from suite.errors import UserError
 
@@ -74,7 +77,7 @@ def test_a_step_is_found_where_it_is_through_noise_and_gaps() -> None:
 
 
 def test_two_steps_are_found_and_one_odd_night_is_none() -> None:
-    assert [step.at for step in history.steps([1.0] * 10 + [2.0] * 10 + [1.0] * 10)] == [10, 20]
+    assert [step.at for step in history.steps([1.0] * 20 + [2.0] * 20 + [1.0] * 20)] == [20, 40]
     assert history.steps([1.0] * 15 + [9.0] + [1.0] * 15) == []
     assert history.steps([0.7] * 30) == []
     assert history.steps([0.7, 0.8]) == []
@@ -88,3 +91,20 @@ def test_false_steps_are_as_rare_as_stated_and_true_ones_are_found() -> None:
     assert false <= 5
     found = [history.steps([*rng.normal(size=20), *(2 + rng.normal(size=20))], alpha=0.01) for _ in range(40)]
     assert sum(len(one) == 1 and abs(one[0].at - 20) <= 3 for one in found) >= 34  # 95 % in 1,000 series
+
+
+def test_the_figure_marks_the_step_and_its_data_stand_beside_it(tmp_path: Path) -> None:
+    some = nights(16)
+    some[8:] = [one.model_copy(update={"points": [
+        point.model_copy(update={"score": 0.5}) if point.row == "row-1" else point for point in one.points]})
+        for one in some[8:]]
+    rows = ["row-0", "row-1"]
+    made = figure(some, "table", "score", looks(rows), {"row-0": "LoRA"}, tmp_path)
+    assert made is not None
+    assert made.alt == "mean score, % of 2 rows on 1 task over 16 nights; 1 step."
+    data = pd.read_csv(tmp_path / "table-nights-score.csv")
+    assert len(data) == 32
+    assert data[data["step"] == 1][["row", "score"]].to_numpy().tolist() == [["row-1", 0.5]]
+    assert all((tmp_path / f"table-nights-score.{suffix}").exists() for suffix in made.formats)
+    assert figure(some[:1], "table", "score", looks(rows), {}, tmp_path) is None
+    assert figure(some, "other", "score", looks(rows), {}, tmp_path) is None
