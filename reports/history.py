@@ -24,12 +24,12 @@ _NAMES = {"score": "score", "loss": "training loss", "speed": "tokens per second
 
 @dataclass(frozen=True)
 class Track:
-    """What is kept of a study at a scale: its comparisons, the steps of its series, and a figure of their means."""
+    """What is kept of a study at a scale: its comparisons, the steps of its series, and figures of them."""
 
     chapter: Chapter
     comparisons: Sheet
     steps: Sheet | None
-    figure: Figure | None
+    figures: list[Figure]
     problem: str
 
 
@@ -55,7 +55,7 @@ def _track(chapter: Chapter, folder: Path) -> Track | None:
         problem = ""
     if not kept and not nights and not problem:
         return None
-    return Track(chapter, _comparisons(chapter, kept), _steps(chapter, nights), _figure(chapter, nights, folder), problem)
+    return Track(chapter, _comparisons(chapter, kept), _steps(chapter, nights), _figures(chapter, nights, folder), problem)
 
 
 def _comparisons(chapter: Chapter, kept: Sequence[regression.Regression]) -> Sheet:
@@ -97,48 +97,17 @@ def _steps(chapter: Chapter, nights: Sequence[history.Night]) -> Sheet | None:
                   "test; scores as shares, loss in nats, memory in bytes.",), frozenset({0, 1, 2, 6}))
 
 
-def _figure(chapter: Chapter, nights: Sequence[history.Night], folder: Path) -> Figure | None:
-    """Mean score, loss, speed and memory of every night, each as a share of its first night; None with fewer than two."""
+def _figures(chapter: Chapter, nights: Sequence[history.Night], folder: Path) -> list[Figure]:
+    """Score, loss, speed and memory of every table over the nights."""
     if len(nights) < 2:
-        return None
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    from reports.figures import MUTED, PALETTE, drawing, finish, panels, style
+        return []
+    from reports import nights as drawn  # matplotlib is slow to import
+    from reports.figures import looks
 
     folder.mkdir(parents=True, exist_ok=True)
-    data: list[dict[str, Number]] = []
-    with style():
-        figure = drawing(8.6, 2.5)
-        axes = panels(figure, len(history.MEASURES), 1, left=0.6, right=0.15, top=0.3, bottom=0.5, wide=0.6)
-        for axis, measure in zip(axes, history.MEASURES, strict=True):
-            relative = _relative(history.series(nights, measure))
-            places = [place for place, value in enumerate(relative) if value is not None]
-            axis.axhline(0, color=MUTED, linewidth=0.8)
-            axis.plot(places, [100 * (relative[place] or 0) for place in places], color=PALETTE[0], marker="o", markersize=3,
-                      linewidth=1.3)
-            for place, one in enumerate(nights):
-                if one.red and relative[place] is not None:
-                    axis.plot(place, 100 * (relative[place] or 0), marker="X", color=PALETTE[4], markersize=7)
-            axis.set_title(_NAMES[measure])
-            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.signed(value / 100, 1)))
-            axis.set_xlabel("night")
-            data += [{"measure": measure, "night": place, "time": nights[place].time, "change_percent": 100 * value}
-                     for place, value in enumerate(relative) if value is not None]
-        axes[0].set_ylabel("% from the first")
-        caption = (f"{chapter.study.title}, {chapter.scale}: the mean change of all rows and tasks since the first of "
-                   f"{len(nights)} nights, in percent. Crosses: nights with something red.")
-        alt = f"Change of mean score, training loss, speed and memory over {len(nights)} nights of {chapter.study.title}."
-        return finish(figure, f"history-{chapter.name}", caption, alt, folder, data)
-
-
-def _relative(series: dict[tuple[str, str, str], list[float | None]]) -> list[float | None]:
-    """By night, the mean over series of the change since each one's first value, as a share of it."""
-    changes: list[list[float]] = [[] for _ in next(iter(series.values()), [])]
-    for values in series.values():
-        first = next((value for value in values if value), None)
-        for place, value in enumerate(values):
-            if first is not None and value is not None:
-                changes[place].append(value / first - 1)
-    return [sum(found) / len(found) if found else None for found in changes]
-
+    rows = chapter.study.rows
+    labels = {row: rows[row].label for row in rows}
+    found = [drawn.figure(nights, table, measure, looks(list(rows)), labels, folder, f"{chapter.name}-")
+             for table in dict.fromkeys(point.table for night in nights for point in night.points)
+             for measure in history.MEASURES]
+    return [figure for figure in found if figure is not None]
