@@ -22,11 +22,11 @@ _SAID: Mapping[Measure, tuple[str, float]] = {
 
 
 def figure(nights: Sequence[Night], table: str, measure: Measure, looks: Mapping[str, Look], labels: Mapping[str, str],
-           folder: Path) -> Figure | None:
+           folder: Path, prefix: str = "") -> Figure | None:
     """A measure of a table over the last nights. None with fewer than two nights, or where none has it.
 
     `looks`: by row id (`reports.figures.looks`); `labels`: what readers call a row. A row that stands with several budgets
-    is named in the history by its id and budget.
+    is named in the history by its id and budget. `prefix`: what its name begins with, where several studies share a folder.
     """
     nights = list(nights)[-MOST:]
     found = {(row, column): values for (where, row, column), values in history.series(nights, measure).items()
@@ -79,4 +79,4 @@ def figure(nights: Sequence[Night], table: str, measure: Measure, looks: Mapping
                    f"test finds at {history.ALPHA:g}. Dotted: nights that were red.")
         alt = (f"{said} of {numbers.several(len(rows), 'row')} on {numbers.several(len(columns), 'task')} over "
                f"{len(nights)} nights; {numbers.several(steps, 'step')}.")
-        return finish(drawn, f"{table}-nights-{measure}", caption, alt, folder, data)
+        return finish(drawn, f"{prefix}{table}-nights-{measure}", caption, alt, folder, data)

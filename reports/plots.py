@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from reports import numbers, views
-from reports.figures import GRID, INK, MUTED, PAPER, Figure, Look, drawing, finish, panels, ramp, style
+from reports.figures import GRID, INK, MUTED, PAPER, Figure, Look, drawing, finish, luminance, panels, ramp, style
 from reports.sheets import Number
 from reports.tables import Line, StudyTable, read
 from suite import rank_map, statistics
@@ -431,9 +431,10 @@ def _rank_map(axis: Axes, grid: pd.DataFrame, limits: tuple[float, float]) -> No
     axis.set_facecolor(GRID)
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            dark = (value - limits[0]) / span > 0.45
+            # Black or white, whichever has more contrast: they are equal, at 4.6, where the luminance is 0.18.
+            dark = luminance(ramp()((value - limits[0]) / span)) < 0.18
             axis.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=7.5,
-                      color="#ffffff" if dark else "#12263a")
+                      color="#ffffff" if dark else "#000000")
     axis.set_ylim(rows, 0)
     names = [str(kind).replace("attention.", "attn.") for kind in grid.columns]
     axis.set_xticks(np.arange(columns) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import fair, findings, links, provenance, publication, views
+from reports import fair, findings, links, provenance, publication, verdict_table, views
 from reports.fair import FairSection
 from reports.frame import Page, environment, write
 from reports.provenance import Totals
@@ -113,7 +113,9 @@ def draw(of: Chapter, folder: Path) -> tuple[Page, list[Path]]:
     runs = provenance.runs(study, scale, cells, records)
     data = provenance.data_used(of.tables)
     failures = provenance.failures(study, cells, records)
+    verdicts, unread = verdict_table.last(study.id, scale)
     context: dict[str, Any] = {
+        "verdicts": [(one, one.sheet.shortened(MOST_ROWS)) for one in verdicts], "unread": unread,
         "study": study, "scale": scale, "sections": [_for_page(section) for section in sections],
         "totals": of.totals, "state": findings.state(of.totals),
         "banner": findings.banner(study, scale, [(x.table, x.publication) for x in sections]),
@@ -127,7 +129,8 @@ def draw(of: Chapter, folder: Path) -> tuple[Page, list[Path]]:
     text = environment(html=False).get_template("study.md.j2").render(context)
     written = [write(folder / "report.md", re.sub(r"\n{3,}", "\n\n", text))]
     written += sorted((folder / "figures").iterdir())
-    sheets = [sheet for section in sections for sheet in section.sheets] + [data, runs]
+    sheets = [sheet for section in sections for sheet in section.sheets]
+    sheets += [data, runs, *(one.sheet for one in verdicts)]
     return Page(of.path, f"{study.title} · {scale}", "study.html.j2", context, label=study.id,
                 sheets=tuple(sheets + ([failures] if failures else []))), written
 

@@ -14,7 +14,7 @@ function words(cell) {
 
 /** The number that a text begins with, units and all: "−1.2 [−2, 0]", "1 h 12 min", "300 k", "r = 8". Else null. */
 function number(text) {
-  const plain = text.replace(/^r = /, "").replace(/\u2212/g, "-").replace(/(\d)[\u202f,](?=\d{3})/g, "$1");
+  const plain = text.replace(/^(r = |× )/, "").replace(/\u2212/g, "-").replace(/(\d)[\u202f,](?=\d{3})/g, "$1");
   if (!/^[±+-]?\.?\d/.test(plain) || /^\d{4}-\d\d/.test(plain)) return null;
   const time = plain.match(/^(\d+)\s(h|min)\s(\d+)\s(min|s)$/);
   if (time) return time[1] * UNITS[time[2]] + time[3] * (UNITS[time[4]] || 1);
