@@ -10,7 +10,7 @@ SUITE := $(BIN)/suite
 # Tests never ask a model hub, and each of the workers computes on one core.
 TEST := HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup capabilities report ui docs doctor test test-slow lint check clean
+.PHONY: help setup capabilities report ui docs doctor nightly test test-slow lint check clean
 
 help:  ## List the targets
 	@echo "Targets (SCALE=desk|bench|paper, default desk):"
@@ -37,8 +37,15 @@ reproduce-gora:  ## Run the GoRA study and write its report (again: continues, o
 reproduce-%: $(READY)
 	@$(SUITE) run $* --scale $(SCALE) --report
 
+fair-gora:  ## Tune every row of the GoRA study alike, and put both protocols side by side
+fair-%: $(READY)
+	@$(SUITE) run $* --scale $(SCALE) --protocol fair --report
+
 report: $(READY)  ## Write the report of what has been run (STUDY=gora)
 	@$(SUITE) report $(STUDY) --scale $(SCALE)
+
+nightly: $(READY)  ## Measure every study anew, hold it against baselines and papers, build the report
+	@$(SUITE) nightly --scale $(SCALE)
 
 ui: $(READY)  ## Open the MLflow pages on 127.0.0.1
 	@$(SUITE) ui

@@ -144,16 +144,18 @@ def answers(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Names
     return outputs
 
 
-def evaluate(trainer: Trainer, tokenizer: Any, test: Dataset, args: argparse.Namespace) -> float:
-    """Accuracy of a classifier; share of answers whose first match of the pattern is the target for a causal model."""
+def evaluate(trainer: Trainer, tokenizer: Any, test: Dataset, args: argparse.Namespace) -> tuple[float, float | None]:
+    """Accuracy of a classifier and its mean cross-entropy over the test items; share of answers whose first match of the
+    pattern is the target, and None, for a causal model."""
     if args.kind == "encoder":
-        return float(trainer.evaluate()["eval_accuracy"])
+        found = trainer.evaluate()
+        return float(found["eval_accuracy"]), float(found["eval_loss"])
     lines = [json.loads(line) for line in args.test.read_text(encoding="utf-8").splitlines()]
-    found = [re.search(args.pattern, text) for text in answers(trainer.model, tokenizer, [x["text"] for x in lines], args)]
+    matches = [re.search(args.pattern, text) for text in answers(trainer.model, tokenizer, [x["text"] for x in lines], args)]
     score = sum(one is not None and plain(one[0], args.ignore) == plain(line["target"], args.ignore)
-                for one, line in zip(found, lines, strict=True)) / len(lines)
+                for one, line in zip(matches, lines, strict=True)) / len(lines)
     mlflow.log_metric("exact_match", score)
-    return score
+    return score, None
 
 
 def plain(text: str, ignored: list[str]) -> str:
@@ -198,7 +200,7 @@ def main() -> None:
         with profiled(args.profile):
             outcome = trainer.train()
         marks.append(time.time())
-        score = evaluate(trainer, tokenizer, test, args)
+        score, test_loss = evaluate(trainer, tokenizer, test, args)
         marks.append(time.time())
         inner = model if args.kind == "causal" else model.encoder
         inner.save_pretrained(args.out / "adapter")
@@ -208,6 +210,7 @@ def main() -> None:
     adapter = sum(p.numel() for p in inner.parameters() if p.requires_grad)
     written = {
         "start_up": marks[0] - CREATED, "train": marks[1] - marks[0], "evaluate": marks[2] - marks[1], "score": score,
+        "test_loss": test_loss,
         "items": len(test), "windows": windows, "train_loss": outcome.training_loss, "steps": outcome.global_step,
         "tokens": tokens, "adapter": adapter, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "threads": torch.get_num_threads(),

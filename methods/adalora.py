@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from methods.lora import check_rank
 from suite.method import Adapter, Layer, Method, Paper, RankConfig, Shapes, Start
+from suite.products import project
 from suite.specs import NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -71,8 +72,8 @@ class SVDForm(Adapter):
             self.register_buffer(f"uncertainty_{name}", torch.zeros_like(parameter))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        down = torch.bmm(x, self.Q.mT) * (self.scale * self.values)[:, None]  # [runs, tokens, rank]
-        return torch.baddbmm(y, down, self.P.mT)
+        down = project(x, self.Q) * (self.scale * self.values)[:, None]  # [runs, tokens, rank]
+        return project(down, self.P, y)
 
     def penalty(self) -> Tensor:
         """gamma times the mean distance of Pᵀ P and Q Qᵀ from the identity, `[runs]`."""

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from suite.method import Adapter, Layer, Method, Paper, RankConfig, Shapes, Start
+from suite.products import project
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class LowRank(Adapter):
     AdamW, since a zero row of A meets a zero column of B and neither has a gradient.
     """
 
+    narrow = True
+
     def __init__(self, factors: Sequence[Factors]) -> None:
         super().__init__()
         self.ranks = [f.A.shape[0] for f in factors]
@@ -50,8 +53,8 @@ class LowRank(Adapter):
         self._ratios = torch.tensor([f.lr_ratio_b for f in factors], dtype=torch.float64)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        down = torch.bmm(x, self.A.mT) * self.scale.to(x.dtype)  # [runs, tokens, rank]
-        return torch.baddbmm(y, down, self.B.mT)
+        down = project(x, self.A) * self.scale.to(x.dtype)  # [runs, tokens, rank]
+        return project(down, self.B, y)
 
     def delta(self, run: int) -> Tensor:
         return self.scale[run] * (self.B[run] @ self.A[run])

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from methods.lora import Factors, LoRA, LowRank
 from suite.method import Adapter, Layer, Paper, RankConfig, Shapes, Start
+from suite.products import project
 
 
 class FrozenA(LowRank):
@@ -42,12 +43,12 @@ class FrozenA(LowRank):
         self.register_buffer("correction", correction)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        down = torch.bmm(x, self.A.mT) * self.scale.to(x.dtype)  # [runs, tokens, rank]
+        down = project(x, self.A) * self.scale.to(x.dtype)  # [runs, tokens, rank]
         B = self.B.view_as(self.B)
         correction = self.correction
         if correction is not None and B.requires_grad:
             B.register_hook(lambda gradient: gradient @ correction)
-        return torch.baddbmm(y, down, B.mT)
+        return project(down, B, y)
 
     def state(self, run: int) -> dict[str, Tensor]:
         return {"B": super().state(run)["B"]}

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from methods.lora import Factors, LoRA, LowRank, kaiming_a
 from suite.method import Adapter, Layer, Paper, RankConfig, Shapes, Start, WholeAdapter, seeded
+from suite.products import project
 from suite.specs import NonNegativeFloat, PositiveInt
 
 SlowMode = Literal["product", "factor_ema"]
@@ -70,10 +71,10 @@ class Cascade(LowRank):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         scale = self.scale.to(x.dtype)
         if self.merged_A.shape[1]:
-            down = torch.bmm(x, self.merged_A.flatten(1, 2).mT) * scale
-            y = torch.baddbmm(y, down, self.merged_B.flatten(1, 2))
+            down = project(x, self.merged_A.flatten(1, 2)) * scale
+            y = project(down, self.merged_B.flatten(1, 2).mT, y)
         A, B = self.slow() if self.training_cascade is None else (self.A, self.B)
-        return torch.baddbmm(y, torch.bmm(x, A.mT) * scale, B.mT)
+        return project(project(x, A) * scale, B, y)
 
     def slow(self) -> tuple[Tensor, Tensor]:
         """The pair that the slow update makes of the fast one: A_s `[runs, rank, in]`, B_s `[runs, out, rank]`."""

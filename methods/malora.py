@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from methods.lora import Factors, check_rank, kaiming_a
 from methods.lora_fa import FrozenA, LoRAFA
 from suite.method import Adapter, AdapterConfig, Layer, Method, Paper, Shapes, Start, seeded
+from suite.products import project
 from suite.specs import NonNegativeFloat, PositiveFloat, PositiveInt
 
 _MALORA = Paper("MALoRA: Mixture of Asymmetric Low-Rank Adaptation for Enhanced Multi-Task Learning", "2410.22782", 2024)
@@ -114,7 +115,7 @@ class Mixture(Adapter):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         gates = self.scale.to(x.dtype) * self.gates(x)  # [runs, tokens, experts]
         down = gates[..., None] * self.down(x)  # [runs, tokens, experts, rank]
-        return torch.baddbmm(y, down.flatten(2), self.B.flatten(2).mT)
+        return project(down.flatten(2), self.B.flatten(2), y)
 
     def down(self, x: Tensor) -> Tensor:
         """A_t x of every expert, `[runs, tokens, experts, rank]`."""
@@ -123,7 +124,7 @@ class Mixture(Adapter):
     def gates(self, x: Tensor) -> Tensor:
         """g, zero where an expert is not kept, `[runs, tokens, experts]`; x is float32 or wider, so the softmax is."""
         config = self.config
-        g = torch.bmm(x, self.W_g.mT).softmax(-1)
+        g = project(x, self.W_g).softmax(-1)
         best = g.topk(config.top_k).indices
         kept = torch.zeros_like(g).scatter(-1, best, 1.0)
         counted = kept if config.aux_counting != "first" else torch.zeros_like(g).scatter(-1, best[..., :1], 1.0)
@@ -361,7 +362,7 @@ def round_up_half(value: float) -> int:
 
 def _product(x: Tensor, factors: Tensor) -> Tensor:
     """`[runs, tokens, in]` by `[runs, n, rank, in]` to `[runs, tokens, n, rank]`, as one product."""
-    return torch.bmm(x, factors.flatten(1, 2).mT).unflatten(-1, factors.shape[1:3])
+    return project(x, factors.flatten(1, 2)).unflatten(-1, factors.shape[1:3])
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from methods.lora import Factors, LoRA, LowRank
 from suite.method import Adapter, AdapterConfig, Layer, Paper, Shapes, Start, seeded
+from suite.products import project
 from suite.specs import PositiveInt
 
 
@@ -36,8 +37,8 @@ class Departing(LowRank):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         scale = self.scale.to(x.dtype)
-        now = torch.bmm(torch.bmm(x, self.A.mT) * scale, self.B.mT)
-        then = torch.bmm(torch.bmm(x, self.A0.mT) * scale, self.B0.mT)
+        now = project(project(x, self.A) * scale, self.B)
+        then = project(project(x, self.A0) * scale, self.B0)
         return y + (now - then)  # the same sums in the same order: exactly y at the start
 
     def delta(self, run: int) -> Tensor:

@@ -183,21 +183,22 @@ def _against_reference(table: StudyTable, lines: Sequence[Line], budget: str, co
     reference = table.reference_label
     if not budget and len(table.budgets) > 1:
         reference = table.reference[known[0][1].key].label
-    why = "one seed only" if len(table.seeds) < 2 else "not of the seeds, or only one has run"
-    found = [f"{said}: {some(names)}." for said, names in (
-        (f"Clearly above {reference}", above), (f"Clearly below {reference}", below),
-        (f"Beyond the noise of the test items, but {why}", weak),
-        (f"Not told apart from {reference}", level)) if names]
-    if finds:
-        found.append(f"{_finds(finds)}.")
+    several = len(table.seeds) > 1
+    found = [f"{said}: {some(names)}{tail}." for said, names, tail in (
+        (f"Clearly above {reference}", above, ""), (f"Clearly below {reference}", below, ""),
+        ("Different for these seeds, not clear for others" if several else
+         "Different for this one seed, which says nothing of others", weak, ""),
+        (f"Not told apart from {reference}", level, _finds(finds))) if names]
     return [f"At {budget}. {' '.join(found)}"] if budget else found
 
 
 def _finds(points: Sequence[float]) -> str:
     """What the experiment would have found between rows that it did not tell apart."""
+    if not points:
+        return ""
     low, high = numbers.percent(min(points)), numbers.percent(max(points))
-    size = f"{low} points" if low == high else f"{low} to {high} points (by row)"
-    return f"Among the latter, true differences of {size} would be found in 80 of 100 such experiments"
+    size = f"{low} points" if low == high else f"{low} to {high} points, depending on the row,"
+    return f"; true differences of {size} would be found in 80 of 100 such experiments"
 
 
 def _cost(table: StudyTable, scored: dict[str, float]) -> list[str]:

@@ -197,8 +197,8 @@ def _methods(groups: Sequence[Group]) -> Sheet:
     header = ("Method", "Against", "Comparisons", "Seeds", "Clearly above", "Not told apart", "Clearly below",
               "Median difference", "Could find", "Trained", "Run time", "Memory")
     notes = ("A comparison is one row at one budget in one table of a study, against that table's reference, in its average "
-             "or only task. Differences are percentage points. Could find: the true difference that such an experiment finds in "
-             "80 of 100 cases (median). Trained parameters, run time and memory: the median multiple "
+             "or only task. Differences are percentage points. Could find: the true difference that such an experiment "
+             "finds in 80 of 100 cases (median). Trained parameters, run time and memory: the median multiple "
              "of the reference's. Grey: one seed only, so nothing is claimed.", findings.CLEARLY)
     return Sheet("methods", "Methods against their reference", header, rows, tuple(data), notes, frozenset({0, 1}))
 

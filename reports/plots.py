@@ -143,11 +143,12 @@ def profile(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figur
     behind = [0.0, *(gap for gap in gaps if gap > 0)]
     shares = statistics.profile(scores, behind)
     order = sorted(range(len(lines)), key=lambda i: -float(np.trapezoid(shares[i], behind)))
-    shown = order[:MOST_CURVES]
-    legend = 0.19 * -(-len(shown) // 3) + 0.1
+    best = {lines[i].row: i for i in reversed(order)}  # a row has one look, so of its sizes only the best is drawn
+    shown = [i for i in order if best[lines[i].row] == i][:MOST_CURVES]
+    beside = 0.45 + 0.066 * max(len(lines[i].label) for i in shown)  # inches for the legend
     with style():
-        figure = drawing(6.6, 3.1 + legend)
-        axis = panels(figure, 1, 1, left=0.65, right=0.15, top=0.15, bottom=0.5 + legend)[0]
+        figure = drawing(5.2 + beside, max(3.2, 0.75 + 0.235 * len(shown)))
+        axis = panels(figure, 1, 1, left=0.65, right=beside + 0.1, top=0.15, bottom=0.5)[0]
         for i in shown:
             look = looks[lines[i].row]
             axis.step([100 * x for x in behind], 100 * shares[i], where="post", color=look.colour, linestyle=look.dash)
@@ -158,12 +159,14 @@ def profile(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figur
         axis.set_ylabel("runs, %")
         handles = [Line2D([], [], color=looks[lines[i].row].colour, linestyle=looks[lines[i].row].dash,
                           label=lines[i].label) for i in shown]
-        figure.legend(handles=handles, loc="lower center", ncols=min(3, len(shown)), handlelength=1.6,
-                      columnspacing=1.4, borderaxespad=0.2)
+        figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1 - beside / figure.get_figwidth(), 0.55),
+                      borderaxespad=0, labelspacing=0.55, handlelength=1.6)
         caption = (f"Performance profile over {len(columns)} columns: how many of a row's runs are at most so many points "
                    "behind the highest mean of their column. Higher is better; at the left, how often a row is at the top.")
-        if len(shown) < len(lines):
-            caption += f" The {len(shown)} of {len(lines)} rows that are best over all."
+        if len(best) < len(lines):
+            caption += " Of a row's sizes, the best over all."
+        if len(shown) < len(best):
+            caption += f" The {len(shown)} of {len(best)} rows that are best over all."
         near = shares[:, max(i for i, gap in enumerate(behind) if gap <= NEAR)]
         said = "; ".join(f"{lines[i].label} {100 * near[i]:.0f} %" for i in shown)
         data = [{**_place(lines[i]), "behind_points": 100 * gap, "runs_percent": 100 * float(share)}
@@ -181,7 +184,7 @@ def fronts(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
         seconds, memory = views.price(table, line)
         trained = table.sizes[line.key].middle if line.key in table.sizes else None
         for kind, value in zip(costs, (trained, seconds, memory / 2**30 if memory else None), strict=True):
-            if value:  # what costs nothing has no place on a log axis
+            if value:  # what trains nothing has no place on a log axis
                 costs[kind][line.key] = value
     costs = {kind: values for kind, values in costs.items() if len(values) > 1}
     if not costs:
@@ -207,13 +210,17 @@ def fronts(table: StudyTable, looks: Mapping[str, Look], folder: Path) -> Figure
                 data.append({**_place(line), "column": column, "cost": kind, "value": cost,
                              "mean_percent": 100 * summary.mean,
                              "sd_percent": 100 * summary.sd if summary.sd is not None else None, "on_front": on})
-            axis.set_xscale("log")
             low, high = min(values.values()), max(values.values())
-            axis.set_xlim(low / 1.25, high * 1.25)
-            wide = high > 50 * low
-            axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=9))
+            if high > 8 * low:
+                axis.set_xscale("log")
+                axis.set_xlim(low / 1.5, high * 1.5)
+                wide = high > 50 * low
+                axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=9))
+                axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+            else:
+                axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+                axis.margins(x=0.1)
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-            axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
             axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             axis.tick_params(labelleft=axis is axes[0])
             axis.set_xlabel(kind)
@@ -363,8 +370,9 @@ def rank_maps(table: StudyTable, row: str, label: str, folder: Path) -> Figure |
             caption += " Each budget has its own scale of colours."
         if any(grid.isna().any(axis=None) for *_, grid in maps):
             caption += " Grey: no adapter."
-        data = [{"title": title, "block": str(block), "kind": str(kind), "rank": float(rank)} for _, title, grid in maps
-                for kind in grid.columns for block, rank in grid[kind].dropna().items()]
+        data: list[dict[str, Number]] = [
+            {"title": title, "block": str(block), "kind": str(kind), "rank": float(rank)}
+            for _, title, grid in maps for kind in grid.columns for block, rank in grid[kind].dropna().items()]
         alt = f"Rank maps of {label}. " + " ".join(f"{title}: {_rank_alt(grid)}." for _, title, grid in maps)
         return finish(figure, f"{table.id}-ranks", caption, alt, folder, data)
 

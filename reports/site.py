@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from reports import overview, shared_pages, study_page
+from reports import history, overview, shared_pages, study_page
 from reports.frame import Frame, Page
 from reports.study_page import Chapter
 from suite import paths
@@ -42,6 +42,7 @@ def build(drawn: Sequence[Chapter], out: Path, others: Sequence[Chapter] = (),
     """
     frame = Frame(Path(out), mlflow)
     written = frame.assets()
+    shutil.rmtree(frame.out / "figures", ignore_errors=True)
     for name in SHARED:
         shutil.rmtree(frame.out / name, ignore_errors=True)
     frame.known = {path.relative_to(frame.out).as_posix() for path in frame.out.rglob("*.html")}
@@ -59,7 +60,7 @@ def build(drawn: Sequence[Chapter], out: Path, others: Sequence[Chapter] = (),
 
 def shared(chapters: Sequence[Chapter], out: Path) -> list[Page]:
     """The pages over all chapters; figures are drawn into the folder `out` of the site."""
-    return [overview.page(chapters, out), *shared_pages.pages(chapters)]
+    return [overview.page(chapters, out), history.page(chapters, out), *shared_pages.pages(chapters)]
 
 
 def _place(chapter: Chapter) -> tuple[int, str]:

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import findings, links, provenance, publication, views
+from reports import fair, findings, links, provenance, publication, verdict_table, views
+from reports.fair import FairSection
 from reports.frame import Page, environment, write
 from reports.provenance import Totals
 from reports.publication import Publication
@@ -86,12 +87,14 @@ class Section:
     costs: Sheet
     publication: Publication | None
     figures: Mapping[str, Figure]
+    fair: FairSection | None = None
 
     @property
     def sheets(self) -> list[Sheet]:
         beside = self.publication
         found: list[Sheet | None] = [self.measured, self.differences, self.costs]
         found += [beside.matched, beside.others, beside.gains, beside.cells] if beside is not None else []
+        found += self.fair.sheets if self.fair is not None else []
         return [sheet for sheet in found if sheet is not None]
 
 
@@ -105,11 +108,14 @@ def draw(of: Chapter, folder: Path) -> tuple[Page, list[Path]]:
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
     study, scale, cells, records = of.study, of.scale, of.cells, of.records
-    sections = [_section(study, scale, table, folder / "figures") for table in of.tables]
+    tuned = fair.sections(study, scale, folder / "figures")
+    sections = [_section(study, scale, table, folder / "figures", tuned.get(table.id)) for table in of.tables]
     runs = provenance.runs(study, scale, cells, records)
     data = provenance.data_used(of.tables)
     failures = provenance.failures(study, cells, records)
+    verdicts, unread = verdict_table.last(study.id, scale)
     context: dict[str, Any] = {
+        "verdicts": [(one, one.sheet.shortened(MOST_ROWS)) for one in verdicts], "unread": unread,
         "study": study, "scale": scale, "sections": [_for_page(section) for section in sections],
         "totals": of.totals, "state": findings.state(of.totals),
         "banner": findings.banner(study, scale, [(x.table, x.publication) for x in sections]),
@@ -123,7 +129,8 @@ def draw(of: Chapter, folder: Path) -> tuple[Page, list[Path]]:
     text = environment(html=False).get_template("study.md.j2").render(context)
     written = [write(folder / "report.md", re.sub(r"\n{3,}", "\n\n", text))]
     written += sorted((folder / "figures").iterdir())
-    sheets = [sheet for section in sections for sheet in section.sheets] + [data, runs]
+    sheets = [sheet for section in sections for sheet in section.sheets]
+    sheets += [data, runs, *(one.sheet for one in verdicts)]
     return Page(of.path, f"{study.title} · {scale}", "study.html.j2", context, label=study.id,
                 sheets=tuple(sheets + ([failures] if failures else []))), written
 
@@ -136,7 +143,8 @@ def terminal_tables(tables: Sequence[StudyTable]) -> list[RichTable]:
 def as_json(of: Chapter) -> dict[str, Any]:
     """The tables of a chapter as plain JSON data, with what became of the runs."""
     study, scale, totals = of.study, of.scale, of.totals
-    sections = [_section(study, scale, table, None) for table in of.tables]
+    tuned = fair.sections(study, scale, None)
+    sections = [_section(study, scale, table, None, tuned.get(table.id)) for table in of.tables]
     return {
         "study": study.id, "scale": scale, "command": provenance.command(study, scale),
         "state": findings.state(totals), "runs": {"planned": totals.planned, **totals.fates},
@@ -148,13 +156,13 @@ def as_json(of: Chapter) -> dict[str, Any]:
     }
 
 
-def _section(study: Study, scale: str, table: StudyTable, folder: Path | None) -> Section:
+def _section(study: Study, scale: str, table: StudyTable, folder: Path | None, tuned: FairSection | None) -> Section:
     """A table's section; its figures are drawn when there is a folder for them."""
     return Section(
         table, findings.setup(study, scale, table), findings.table_sentences(table),
         study.edition(scale).tables[table.id].notes, views.measured(table), views.differences(table),
         views.costs(table), publication.publication(study, scale, table),
-        _figures(study, table, folder) if folder is not None else {})
+        _figures(study, table, folder) if folder is not None else {}, tuned)
 
 
 def _for_page(section: Section) -> Section:

@@ -12,8 +12,7 @@ from suite.records import Record
 from suite.statistics import Difference
 
 MAJORITY = "Majority class"
-FINDS = ("Finds: the smallest true difference that an experiment with this noise would find in 80 of 100 cases, tested "
-         "alone at 5 %. A smaller one may be there unseen.")
+FINDS = "Finds: the smallest true difference that would be found in 80 of 100 such experiments, tested alone at 5 %."
 _WORDS = {"missing": "not run yet", "failed": "failed", "skipped": "skipped", "diverged": "diverged"}
 
 
@@ -88,17 +87,20 @@ def interval_words(table: StudyTable) -> str:
     """What the intervals of a table's differences take for noise."""
     if len(table.seeds) < 2:
         return "In brackets: the 95 % interval over other test items, for this one seed."
-    return ("In brackets: the 95 % interval over other seeds and other test items; where the two have one seed in common, "
-            "over other items for that seed.")
+    known = [delta for delta in table.differences.values() if delta.error is not None]
+    alone = " (over items alone where the two have one seed in common)" if not all(x.over_seeds for x in known) else ""
+    return f"In brackets: the 95 % interval over other seeds and other test items{alone}."
 
 
 def bold_words(table: StudyTable) -> str:
     """What a bold difference means in a table."""
-    tested = sum(delta.p_items is not None for delta in table.differences.values())
     if len(table.seeds) < 2:
-        return "Nothing is bold: one seed makes no claim about a method."
-    return (f"Bold: not zero at the 5 % level over seeds and items, adjusted for the table's {tested} differences "
-            "(Benjamini and Hochberg): of all that is bold, 5 % is expected to be chance.")
+        return "None is bold: one seed makes no claim about a method."
+    tested = sum(delta.p is not None for delta in table.differences.values())
+    few = (" Two seeds know their own noise poorly: where that is large, 1 in 10 such tests may be wrong, not 1 in 20."
+           if len(table.seeds) == 2 else "")
+    return ("Bold: not zero at the 5 % level over seeds and items, adjusted for the table's "
+            f"{numbers.several(tested, 'difference')} (Benjamini and Hochberg).{few}")
 
 
 def delta_title(table: StudyTable) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from suite import assets
+from suite import assets, attention
 from suite.errors import UserError, one_of
 from suite.method import Layer, Shapes
 from suite.task import Task
@@ -292,8 +292,8 @@ def layer_of(name: str, module: nn.Module) -> Layer:
     return Layer(name, in_features, out_features)
 
 
-def load(base: Base, dtype: torch.dtype = torch.float32) -> LoadedBase:
-    """The model, frozen and in evaluation mode, and its tokenizer (padding defined), on the CPU.
+def load(base: Base, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LoadedBase:
+    """The model on a device, frozen and in evaluation mode, and its tokenizer (padding defined).
 
     Raises `UserError` when the weights cannot be had (offline, gated, damaged), do not fit the config, or
     lack a tensor that would otherwise be drawn at random.
@@ -337,6 +337,9 @@ def load(base: Base, dtype: torch.dtype = torch.float32) -> LoadedBase:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)
     model.eval()
+    model.to(device)
+    if torch.device(device).type == "cpu" and dtype == torch.bfloat16:
+        attention.widen(model)
     return LoadedBase(base=base, model=model, tokenizer=tokenizer, hidden_size=_hidden_size(config))
 
 

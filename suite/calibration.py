@@ -201,8 +201,7 @@ def _timed(spec: RunSpec, device: str) -> Callable[[int], float]:
 
     base, task, lora = bases.get(spec.base.id), registry.task(spec.task.id), registry.method("lora")
     recipe = spec.recipe.model_copy(update={"epochs": 1})
-    loaded = bases.load(base, dtype=getattr(torch, recipe.precision))
-    loaded.model.to(device)
+    loaded = bases.load(base, dtype=getattr(torch, recipe.precision), device=device)
     items = data.load(spec.task.model_copy(update={"train": STEPS * recipe.batch_size, "test": 1}))
     encoded = encode(loaded.tokenizer, items.train, recipe.max_length, task.kind != "classification")
     shapes, config = bases.shapes(base, task), lora.Config(rank=8)

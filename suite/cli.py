@@ -14,10 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from suite.errors import UserError
+from suite.errors import UserError, one_of
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Benchmarks of parameter-efficient fine-tuning: fair sweeps, honest numbers, the papers' tables.")
+
+baseline_app = typer.Typer(no_args_is_help=True, help="Stored numbers of our own that `suite regress --against baseline` "
+                                                      "compares with.")
+app.add_typer(baseline_app, name="baseline")
 
 #: Exit codes: 0 all well, 1 something failed on the way, 2 wrong input, 130 interrupted.
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -29,7 +33,10 @@ Only = Annotated[list[str] | None, typer.Option(
                    "or seed. May be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Executor = Literal["local", "ray"]
+Protocol = Annotated[Literal["paper", "fair"], typer.Option(
+    "--protocol", help="paper: the study's own settings. fair: every row's learning rate tuned alike, then fresh seeds.")]
 Pack = Annotated[str, typer.Option("--pack", help="Runs trained together over one frozen base: auto, or a number.")]
+Against = Literal["published", "baseline"]
 Kind = Literal["methods", "tasks", "bases", "studies", "published"]
 
 
@@ -110,13 +117,18 @@ def plan(
     base: Annotated[str | None, typer.Option(help="What it would be on another base (`suite list bases`).")] = None,
     budget: Annotated[str | None, typer.Option(
         help="What it would be at another budget: rank=8, 300k, 0.5% or lora@8.")] = None,
-    pack: Pack = "auto", as_json: AsJson = False,
+    pack: Pack = "auto", protocol: Protocol = "paper", as_json: AsJson = False,
 ) -> None:
     """Show runs, packs, trained parameters, expected time and memory. Nothing is executed, no weights are loaded."""
     from suite import plan as planning
     from suite import study as studies
 
     found = studies.load(study)
+    if protocol == "fair":
+        if base or budget:
+            raise UserError("--protocol fair: a fair plan is that of the study file; leave --base and --budget out")
+        _plan_fair(found, _scale(scale), only or (), _pack(pack), as_json)
+        return
     if base or budget:
         found = studies.supposing(found, scale, base, _budget(budget))
     made = planning.make(found, _scale(scale), studies.cells(found, scale, only or ()), _pack(pack),
@@ -165,6 +177,7 @@ def run(
     executor: Annotated[Executor, typer.Option(help="Processes of this machine, or a Ray cluster.")] = "local",
     ray_address: Annotated[str | None, typer.Option(
         envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head, or auto (default: a cluster of its own here).")] = None,
+    protocol: Protocol = "paper",
     report: Annotated[bool, typer.Option("--report", help="Write the report afterwards.")] = False,
     minutes: Annotated[float, typer.Option(
         "--checkpoint-minutes", min=0, envvar="SUITE_CHECKPOINT_MINUTES",
@@ -178,14 +191,15 @@ def run(
     found = studies.load(study)
     console = Console(stderr=True, highlight=False)
     sweep.settle(found, _scale(scale), console)
-    cells = studies.cells(found, scale, only or ())
+    cells = _cells(found, scale, only, protocol)
+    more = (lambda: _cells(found, scale, only, protocol)) if protocol == "fair" else None
     os.environ["SUITE_CHECKPOINT_MINUTES"] = str(minutes)  # for the worker processes
-    result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address)
+    result = sweep.run(found, _scale(scale), cells, workers, _pack(pack), console, executor, ray_address, more)
     if report and not result.interrupted and not result.stopped:
-        _report([(found, scale, tuple(only or ()))], None, None, as_json)
+        _report([(found, scale, tuple(only or ()))], None, None, as_json, protocol)
     elif as_json:
         _dump(result.as_json())
-    console.print(Text(result.sentence(found.id, scale)))
+    console.print(Text(result.sentence(found.id, scale, protocol)))
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
     if result.failed or result.stopped:
@@ -193,18 +207,23 @@ def run(
 
 
 @app.command()
-def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+           as_json: AsJson = False) -> None:
     """Say what has been run, what is being run, and what went wrong."""
+    from suite import fair, sweep
     from suite import study as studies
-    from suite import sweep
 
     found = studies.load(study)
-    state = sweep.status(found, studies.cells(found, scale, only or ()))
+    state = sweep.status(found, _cells(found, scale, only, protocol))
+    progress = fair.progress(found, _scale(scale)) if protocol == "fair" else None
     if as_json:
-        _dump([vars(one) for one in state])
+        runs = [vars(one) for one in state]
+        _dump(runs if progress is None else {"rows": [vars(one) for one in progress], "runs": runs})
         return
     header, rows = sweep.summary(state)
-    _table(header, rows, title=f"Study {found.id} at {scale}")
+    _table(header, rows, title=f"Study {found.id} at {scale}{', fair protocol' if progress else ''}")
+    if progress is not None:
+        _table(*fair.progress_table(found, progress), title="Tuning")
     for one in state:
         if one.heartbeat is not None:
             Console(width=_wide()).print(Text(f"{one.run} {one.name}: last heartbeat {one.heartbeat:.0f} s ago"))
@@ -213,13 +232,14 @@ def status(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_js
 
 
 @app.command()
-def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json: AsJson = False) -> None:
+def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
+         as_json: AsJson = False) -> None:
     """Bring MLflow in line with the records, after it could not be reached. Nothing is doubled."""
     from suite import records, tracking
     from suite import study as studies
 
     found = studies.load(study)
-    cells = studies.cells(found, scale, only or ())
+    cells = _cells(found, scale, only, protocol)
     synced = tracking.sync(found, scale, cells, records.load_many(cell.spec.id for cell in cells))
     if as_json:
         _dump(vars(synced))
@@ -233,7 +253,7 @@ def sync(study: StudyName, scale: ScaleName = "desk", only: Only = None, as_json
 @app.command()
 def report(
     study: Annotated[str | None, typer.Argument(help="A built-in study, or the path of a study file.")] = None,
-    scale: ScaleName = "desk", only: Only = None,
+    scale: ScaleName = "desk", only: Only = None, protocol: Protocol = "paper",
     every: Annotated[bool, typer.Option("--all", help="Every study and scale that this machine has records of.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the site (default: reports/out).")] = None,
     mlflow_ui: Annotated[str | None, typer.Option(
@@ -247,7 +267,7 @@ def report(
         raise UserError("suite report: name a study, or use --all alone (a study takes --scale and --only)")
     if study is not None:
         found = studies.load(study)
-        _report([(found, _scale(scale), tuple(only or ()))], out, mlflow_ui, as_json)
+        _report([(found, _scale(scale), tuple(only or ()))], out, mlflow_ui, as_json, protocol)
         return
     from reports import site
 
@@ -255,6 +275,47 @@ def report(
     if not known:
         raise UserError("suite report --all: there are no records yet; `suite run gora` makes some")
     _report(known, out, mlflow_ui, as_json)
+
+
+@app.command()
+def regress(
+    study: StudyName,
+    against: Annotated[Against, typer.Option(help="published: the papers' tables; baseline: a stored snapshot of our own.")],
+    scale: ScaleName = "desk", only: Only = None,
+    fail_on: Annotated[list[str] | None, typer.Option(
+        "--fail-on", help="Fail for this verdict as well: better or underpowered. May be repeated.")] = None,
+    markdown: Annotated[Path | None, typer.Option(
+        help="Write a summary for a CI job page; added to the file when it is $GITHUB_STEP_SUMMARY.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Keep the result as a run in MLflow.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether what was run agrees with published tables or a baseline. Exit code 1 when something does not."""
+    from suite import records, regression, tracking, verdict_output
+    from suite import study as studies
+
+    for verdict in fail_on or ():
+        if verdict not in regression.OPTIONAL:
+            raise UserError(f"--fail-on {verdict}: use {one_of(regression.OPTIONAL)}")
+    found = studies.load(study)
+    cells = studies.cells(found, _scale(scale), only or ())
+    known = records.load_many(cell.spec.id for cell in cells)
+    made = regression.run(found, scale, cells, known, against, only or (), fail_on or ())
+    summary = verdict_output.markdown(found, made)
+    if markdown is not None:
+        _write("--markdown", markdown, summary, add=str(markdown) == os.environ.get("GITHUB_STEP_SUMMARY"))
+    if junit is not None:
+        _write("--junit", junit, verdict_output.junit(found, made))
+    if mlflow and (problem := tracking.log_regression(found, made, summary)):
+        print(f"suite: {problem}", file=sys.stderr)
+    if as_json:
+        _dump(made.model_dump(mode="json") | {"red": len(made.red), "counts": made.counts})
+    else:
+        console = Console(width=_wide(), highlight=False)
+        for part in verdict_output.terminal(found, made):
+            console.print(part)
+    if made.red:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -276,23 +337,78 @@ def export(
         print(f"{folder}: {', '.join(files)}")
 
 
-@app.command()
-def snapshot(
+@baseline_app.command("accept")
+def baseline_accept(
     study: StudyName,
-    name: Annotated[str, typer.Argument(help="What it was measured on, in one word: two-cores, h100 ...")],
-    scale: ScaleName = "desk", as_json: AsJson = False,
+    name: Annotated[str, typer.Option(help="The class of machine it was measured on, in one word: two-cores, h100 ...")],
+    reason: Annotated[str, typer.Option(help="Why these numbers are right; kept in the log.")],
+    scale: ScaleName = "desk",
+    spare: Annotated[bool, typer.Option(
+        "--spare", help="Run and keep two further seeds, for `suite regress --confirm`.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Keep a finished study's records and tables under results/measured/, to be committed."""
-    from suite import records, snapshot
+    """Make a study's records the baseline of a class of machine, under results/measured/, to be committed."""
+    from suite import baseline
     from suite import study as studies
 
-    found = studies.load(study)
-    cells = studies.cells(found, scale)
-    folder = snapshot.write(found, scale, cells, records.load_many(cell.spec.id for cell in cells), name)
+    folder = baseline.accept(studies.load(study), _scale(scale), name, reason, spare, Console(stderr=True, highlight=False))
     if as_json:
-        _dump({"folder": str(folder), "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))})
+        _dump({"folder": str(folder), "accepted": baseline.read(folder).log[-1].model_dump()})
     else:
         print(folder)
+
+
+@baseline_app.command("list")
+def baseline_list(as_json: AsJson = False) -> None:
+    """List the baselines: what they hold, when and why they were accepted."""
+    from suite import baseline
+
+    header, rows = baseline.summary()
+    if as_json:
+        _dump([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        _table(header, rows)
+
+
+@baseline_app.command("show")
+def baseline_show(
+    study: StudyName, scale: ScaleName = "desk",
+    name: Annotated[str | None, typer.Option(help="Which one, if there are several.")] = None, as_json: AsJson = False,
+) -> None:
+    """Show a baseline's means and its log."""
+    from suite import baseline
+    from suite import study as studies
+
+    found = baseline.find(studies.load(study).id, _scale(scale), name)
+    if as_json:
+        _dump([line.model_dump() for line in found.log])
+        return
+    _table(*baseline.shown(found), title=f"Baseline {found.study}-{found.scale}-{found.name}")
+    for line in found.log:
+        code = f"commit {(line.commit or 'unknown')[:12]}{' with changes' if line.dirty else ''}"
+        Console(width=_wide(), highlight=False).print(Text(f"{line.time}, {code}, {line.runs} runs: {line.reason}"))
+
+
+@app.command()
+def nightly(
+    scale: ScaleName = "desk",
+    only: Annotated[list[str] | None, typer.Option("--study", help="Only this study. May be repeated.")] = None,
+) -> None:
+    """Measure every study of a scale anew, hold it against baselines and published tables, and build the report.
+
+    Exit code 1 when a comparison is red or a step failed.
+    """
+    from suite import nightly as nights
+
+    known = nights.names(_scale(scale))
+    for name in only or ():
+        if name not in known:
+            raise UserError(f"--study {name}: use {one_of(known)}")
+    console = Console(stderr=True, highlight=False)
+    made = nights.run(_scale(scale), only or known, lambda text: console.rule(text))
+    print(f"{'Green' if made.green else 'Red'}: {made.folder / 'summary.md'}")
+    if not made.green:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -344,15 +460,42 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
     raise typer.Exit(pages.serve(port, host))
 
 
+def _plan_fair(study: Any, scale: Any, only: Sequence[str], pack: int | None, as_json: bool) -> None:
+    """What the fair protocol would do: its first rates, and runs and time with and without further ones."""
+    from suite import fair
+    from suite import plan as planning
+
+    machine = planning.local(scale)
+    now = planning.make(study, scale, fair.cells(study, scale, only), pack, machine=machine)
+    least, most = (planning.make(study, scale, cells, pack, machine=machine) for cells in fair.expected(study, scale, only))
+    if as_json:
+        _dump({"now": now.as_json(), "least": least.as_json(), "most": most.as_json()})
+        return
+    for table_id, table in fair.tested(study, scale).edition(scale).tables.items():
+        tuning = {cell.spec.id for cell in fair.cells(study, scale, only) if cell.spec.evaluation.split == "validation"}
+        runs = [run for run in now.runs if run.table == table_id and run.id in tuning]
+        if runs:
+            _table(*planning.summary(runs), title=f"{table.title} (base {table.base}): tuning")
+    if now.packs:
+        _table(*planning.pack_table(now), title=f"First packs, for {now.workers} worker{'s' if now.workers > 1 else ''}")
+    for text in fair.sentences(study, scale, now, least, most):
+        Console(width=_wide()).print(Text(text))
+
+
 def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None, mlflow_ui: str | None,
-            as_json: bool) -> None:
-    """Bring MLflow in line and write the site with new pages of the studies, scales and filters `asked` for."""
+            as_json: bool, protocol: str = "paper") -> None:
+    """Bring MLflow in line and write the site with new pages of the studies, scales and filters `asked` for. The page is the
+    same for both protocols: MLflow and the terminal get that which is asked for."""
+    from reports import fair as fair_pages
     from reports import site, study_page
-    from suite import paths, tracking
+    from suite import paths, records, tracking
 
     folder = out or paths.reports()
-    chapters = [study_page.chapter(study, scale, only) for study, scale, only in asked]
+    chapters = [study_page.chapter(study, scale, only if protocol == "paper" else ()) for study, scale, only in asked]
     problems = [tracking.sync(one.study, one.scale, one.cells, one.records).problem for one in chapters]
+    for study, scale, only in asked if protocol == "fair" else ():
+        cells = _cells(study, scale, only, protocol)
+        problems.append(tracking.sync(study, scale, cells, records.load_many(cell.spec.id for cell in cells)).problem)
     written = site.build(chapters, folder, site.others(folder, chapters), tracking.pages(mlflow_ui))
     for problem in dict.fromkeys(filter(None, problems)):
         print(f"suite: {problem}", file=sys.stderr)
@@ -362,10 +505,27 @@ def _report(asked: Sequence[tuple[Any, str, tuple[str, ...]]], out: Path | None,
         return
     console = Console(width=_wide(), highlight=False)
     for one in chapters if len(chapters) == 1 else ():
-        for table in study_page.terminal_tables(one.tables):
+        tables = fair_pages.terminal_tables(one.study, one.scale) if protocol == "fair" else ()
+        for table in tables or study_page.terminal_tables(one.tables):
             console.print(table)
     console.print(Text(f"Report: {written.page}"), Text("MLflow: `make ui` (or `suite ui`) opens the pages"), sep="\n",
                   soft_wrap=True)
+
+
+def _write(option: str, path: Path, content: str, add: bool = False) -> None:
+    try:
+        with path.open("a" if add else "w", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
+
+
+def _cells(study: Any, scale: str, only: Sequence[str] | None, protocol: str) -> list[Any]:
+    """The runs of a study under a protocol; of the fair one those that are known to be needed so far."""
+    from suite import fair
+    from suite import study as studies
+
+    return (fair.cells if protocol == "fair" else studies.cells)(study, _scale(scale), only or ())
 
 
 def _budget(text: str | None) -> Any:
@@ -387,7 +547,6 @@ def _pack(text: str) -> int | None:
 
 def _scale(name: str) -> Any:
     """The name, checked. A study may lack a scale; that is told when its edition is asked for."""
-    from suite.errors import one_of
     from suite.study import SCALES
 
     if name not in SCALES:

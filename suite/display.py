@@ -72,6 +72,11 @@ class Display:
         elif event.record is not None:
             self._end(event.worker, event.record)
 
+    def more(self, todo: Sequence[RunSpec]) -> None:
+        """Count further runs that this call is to make."""
+        self.left |= {spec.id for spec in todo}
+        self.total += len(todo)
+
     def failed(self) -> int:
         """How many runs of this call failed."""
         return sum(status == "failed" for status in self.ended.values())

@@ -81,8 +81,12 @@ class Pool(Protocol):
         """End all workers at once. What is in hand leaves no trace."""
 
 
-def finish(packs: Sequence[Sequence[RunSpec]], pool: Pool) -> None:
-    """Have a pool run every pack to its records, and stop it whatever happens. As `run` otherwise."""
+def finish(packs: Sequence[Sequence[RunSpec]], pool: Pool,
+           more: Callable[[], Sequence[Sequence[RunSpec]]] = tuple) -> None:
+    """Have a pool run every pack to its records, and stop it whatever happens. As `run` otherwise.
+
+    `more` is asked whenever all is done, and gives further packs that follow from the records, or none to end it.
+    """
     waiting = [list(pack) for pack in packs]
     tried: Counter[str] = Counter()
     try:
@@ -95,6 +99,8 @@ def finish(packs: Sequence[Sequence[RunSpec]], pool: Pool) -> None:
             waiting = [left for pack in elsewhere if (left := [s for s in pack if not records.is_done(s.id)])]
             if waiting:
                 time.sleep(2)
+            else:
+                waiting = [list(pack) for pack in more()]
     finally:
         pool.stop()
 

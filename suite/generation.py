@@ -120,6 +120,7 @@ def _language_model(model: Any, runs: int, tokenizer: Any, batch_size: int) -> A
 
     class OfPack(HFLM):
         called: dict[str, Any] | None = None
+        padding = "none"  # on which side prompts were padded, as the masks show it
         run = 0
         _all: list[list[Any]] | None = None  # answers of every run
         _outputs: list[Sequence[Tensor]]  # of every call for the batch at hand, every run's part
@@ -155,7 +156,12 @@ def _language_model(model: Any, runs: int, tokenizer: Any, batch_size: int) -> A
             return next(self._calls)[self.run]
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **arguments: Any) -> Any:
+            mask = arguments["attention_mask"]
+            for side, edge in (("left", 0), ("right", -1)):
+                if not bool(mask[:, edge].all()):
+                    self.padding = side
             self.called = {key: value for key, value in arguments.items() if key != "attention_mask"}
+            self.called["padding"] = self.padding
             if runs == 1:
                 return super()._model_generate(context, max_length, stop, **arguments)
             mask = arguments.pop("attention_mask").repeat(runs, 1)
@@ -197,7 +203,7 @@ def _applied(called: dict[str, Any], decode: Decode) -> dict[str, Any]:
         applied["temperature"] = decode.temperature  # lm-eval's 0 says the same; a greedy search has no temperature
     if applied != decode.model_dump():
         raise RuntimeError(f"generate was called with {called} where the policy is {decode.model_dump()}")
-    return {**applied, "repetition_penalty": 1.0}
+    return {**applied, "repetition_penalty": 1.0, "padding": called["padding"]}
 
 
 def _text(responses: Any) -> str:

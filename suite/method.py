@@ -107,6 +107,9 @@ class Adapter(nn.Module, ABC):
     """
 
     mergeable: ClassVar[bool] = True
+    #: Takes x and y in the base's own type and makes its products in it, from wider weights (`products.project`). False:
+    #: x and y come in the type of the weights.
+    narrow: ClassVar[bool] = False
     siblings: int = 1  # adapted layers of the model, this one included
     peers: Sequence[Adapter] = ()  # the adapters of all adapted layers, in the order of the model, this one included
     mask: Tensor | None = None  # `[runs, tokens]`, true where the batch at hand holds a token and no padding

@@ -29,11 +29,14 @@ def classify(model: Any, head: Head, batch: Batch) -> Tensor:
 
 def classification_loss(model: Any, head: Head, batch: Batch) -> Tensor:
     """Mean cross-entropy of each run over its items, `[runs]`."""
-    logits = classify(model, head, batch)
+    return item_losses(classify(model, head, batch), batch.labels).mean(1)
+
+
+def item_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every item, `[runs, items]`, from logits `[runs, items, classes]` and labels `[runs, items]`."""
     logits = logits.to(wide(logits.dtype))
-    runs, items, classes = logits.shape
-    losses = functional.cross_entropy(logits.reshape(-1, classes), batch.labels.reshape(-1), reduction="none")
-    return losses.view(runs, items).mean(1)
+    losses = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+    return losses.view(labels.shape)
 
 
 def language_loss(model: Any, runs: int, batch: Batch) -> Tensor:

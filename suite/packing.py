@@ -26,7 +26,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 class AdaptedLinear(nn.Module):
     """A frozen linear layer with an adapter beside it: `adapter(x, W x) + bias`.
 
-    The adapter computes in its own wide type, whatever the base's: bfloat16 does not show a step of training.
+    The adapter's weights are wide, whatever the base's are: bfloat16 does not show a step of training. It computes in its
+    own wide type too, unless it is `narrow`.
     """
 
     def __init__(self, base: nn.Module, adapter: Adapter, runs: int) -> None:
@@ -46,13 +47,13 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         per_run = x.reshape(self.runs, -1, x.shape[-1])
-        widened = per_run.to(self.wide)
+        widened = per_run if self.adapter.narrow else per_run.to(self.wide)
         with _kept_narrow(widened, per_run):
             if isinstance(self.adapter, WholeAdapter):
                 adapted = self.adapter.whole(widened)
             else:
                 y = nn.functional.linear(per_run, weight_of(self.base))
-                adapted = self.adapter(widened, y.to(self.wide))
+                adapted = self.adapter(widened, y.to(widened.dtype))
         y = adapted.reshape(*x.shape[:-1], adapted.shape[-1]).to(x.dtype)
         return y if self.bias is None else y + self.bias
 

@@ -44,6 +44,16 @@ def published() -> Path:
     return REPOSITORY / "results" / "published"
 
 
+def measured() -> Path:
+    """Baselines, to be committed: `$SUITE_MEASURED`, else `results/measured/` of the repository."""
+    return Path(os.environ.get("SUITE_MEASURED", REPOSITORY / "results" / "measured"))
+
+
+def history() -> Path:
+    """What each comparison with a baseline found, one file per study."""
+    return results() / "history"
+
+
 def studies() -> Path:
     """The built-in study files."""
     return Path(__file__).resolve().parent / "studies"

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from suite import paths, yamlfile
+from suite.conventions import Conventions
 from suite.errors import UserError, one_of
 from suite.measures import MEASURES, Measure
 from suite.specs import Frozen
@@ -130,6 +131,7 @@ class PublishedTable(Frozen):
     `measures`: what the columns count, by the names of `suite.measures`; every column stands under one. `averages`:
     the columns that an average is the mean of, where `avg` is not the mean of all scores or the average has another
     name; a list inside the list counts once, with its mean; an empty list: those columns are not in the table.
+    `conventions` is what of the protocol `suite regress` can compare with ours; what is not stated there is not known.
     """
 
     id: str
@@ -143,6 +145,7 @@ class PublishedTable(Frozen):
     headline_claims: tuple[Claim, ...] = ()
     caveats: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    conventions: Conventions = Conventions()
 
     @model_validator(mode="after")
     def _empty_tables_say_what_is_missing(self) -> PublishedTable:
@@ -269,6 +272,9 @@ def _problems(table: PublishedTable, stem: str) -> _Problems:
         yield ("id",), f"{table.id!r} must be the file's name, {stem!r}"
     yield from _wrong_columns(table)
     yield from _wrong_averages(table)
+    for column in table.conventions.columns:
+        if column not in table.columns:
+            yield ("conventions", "columns", column), f"unknown column; use {one_of(table.columns)}"
     seen: dict[object, int] = {}
     for index, row in enumerate(table.rows):
         if table.base == PER_ROW and row.base is None:

@@ -105,9 +105,10 @@ class Pack(Part):
 
 
 class Record(Part):
-    """Everything one run left behind, but for the tables that stand beside it as parquet. `final_loss` is None when
-    it was not finite. `resumed`: for every time that the run went on from a checkpoint, the step after which it did;
-    timings count what was done before."""
+    """Everything one run left behind, but for the tables that stand beside it as parquet. `final_loss` is that of
+    training, `scored_loss` the mean cross-entropy over the scored items (classification); None when not finite.
+    `resumed`: for every time that the run went on from a checkpoint, the step after which it did; timings count what was
+    done before."""
 
     id: str
     spec: RunSpec
@@ -115,6 +116,7 @@ class Record(Part):
     reason: str = ""
     scores: list[Score] = []
     final_loss: float | None = None
+    scored_loss: float | None = None
     trainable: Trainable | None = None
     data: Data | None = None
     timings: Timings = Timings()
@@ -147,8 +149,8 @@ class Record(Part):
         return _table(self.folder / "curves.parquet", columns)
 
     def predictions(self, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
-        """Columns item, expected, predicted, correct (and, for generation, prompt and output), or those asked for that are
-        there; None when absent.
+        """Columns item, expected, predicted, correct (and loss for classification, prompt and output for generation), or
+        those asked for that are there; None when absent.
 
         Raises `OSError` or `ValueError` when the file is damaged.
         """

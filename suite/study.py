@@ -6,6 +6,7 @@ seeds, a recipe, an evaluation protocol and the published table it is held again
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from suite import bases, calibration, paths, published, registry, yamlfile
 from suite.budget import fit
+from suite.conventions import Excusable
 from suite.errors import UserError, one_of
 from suite.specs import (
     BaseRef,
@@ -37,6 +39,7 @@ SCALES: tuple[Scale, ...] = ("desk", "bench", "paper")
 
 #: Several learning rates of one row: an axis of the sweep, like its budgets and seeds.
 Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class PaperRef(Frozen):
@@ -54,11 +57,65 @@ class Row(Frozen):
 
 
 class PublishedRef(Frozen):
-    """The published table this one is held against; `rows` maps our row names to the method names in it."""
+    """The published table this one is held against; `rows` maps our row names to the method names in it.
+
+    `tasks` maps our tasks (or TASK/PART) to columns of it where the names differ. `despite`: what may differ, or be
+    unknown, without that a verdict is withheld; such a verdict is shown and never fails."""
 
     table: str
     columns: tuple[str, ...] = ()
     rows: dict[str, str]
+    tasks: dict[str, str] = Field(default_factory=dict)
+    despite: tuple[Excusable, ...] = ()
+
+    def column(self, task: str, part: str | None = None) -> str:
+        """The column that a task, or a part of one, would stand in."""
+        return self.tasks.get(task if part is None else f"{task}/{part}", part or task)
+
+
+class Grid(Frozen):
+    """Learning rates of even ratio: 10^(k / `per_decade`) for whole k, to two digits, from `lowest` to `highest`. A row
+    whose best rate is at an end gets further ones beyond it, `extensions` in all at most."""
+
+    lowest: PositiveFloat
+    highest: PositiveFloat
+    per_decade: Annotated[int, Field(ge=1, le=10)] = 4
+    extensions: Annotated[int, Field(ge=0)] = 4
+
+    def rates(self, below: int = 0, above: int = 0) -> tuple[float, ...]:
+        """The rates, with so many more below and above."""
+        first, last = self._place(self.lowest), self._place(self.highest)
+        return tuple(self._rate(place) for place in range(first - below, last + above + 1))
+
+    def _place(self, rate: float) -> int:
+        return round(self.per_decade * math.log10(rate))
+
+    def _rate(self, place: int) -> float:
+        return float(f"{10 ** (place / self.per_decade):.1e}")
+
+    @model_validator(mode="after")
+    def _has_its_ends(self) -> Grid:
+        for key in ("lowest", "highest"):
+            given = getattr(self, key)
+            near = [self._rate(self._place(given) + step) for step in (-1, 0, 1)]
+            if given not in near:
+                raise ValueError(f"{key}: {given:g} is none of {self.per_decade} rates a decade; near it are {one_of(near)}")
+        if len(self.rates()) < 3:
+            raise ValueError("a grid has at least three rates from lowest to highest")
+        return self
+
+
+class Fair(Frozen):
+    """How the rows of a table are tuned alike (`suite.fair`). None stands for all of the table's rows, tasks and budgets.
+    `validation`: how many items of the validation split (of each part of a task) a rate is scored on."""
+
+    grid: Grid
+    rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)] | None = None
+    tuning_seeds: Seeds
+    test_seeds: Seeds
+    validation: PositiveInt | None = None
 
 
 class Table(Frozen):
@@ -66,7 +123,7 @@ class Table(Frozen):
     one rate or several (a run for each); `train` is a number of
     items, or one per task. `sizes` gives rows the size that their paper has, in place of what a budget solves for.
     `unmet`: what becomes of a method that cannot have a budget: the study is refused, or its runs are recorded as
-    skipped, with the reason."""
+    skipped, with the reason. `fair`: the same table with every row tuned alike."""
 
     title: str
     base: str
@@ -74,7 +131,7 @@ class Table(Frozen):
     rows: Annotated[tuple[str, ...], Field(min_length=1)]
     reference: str
     budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Seeds
     train: PositiveInt | dict[str, PositiveInt] | None = None
     test: PositiveInt | None = None
     recipe: Recipe
@@ -85,6 +142,7 @@ class Table(Frozen):
     evaluation: Evaluation = Evaluation()
     published: PublishedRef | None = None
     margins: Margins = Margins()
+    fair: Fair | None = None
     notes: tuple[str, ...] = ()
 
     def items(self, task: str) -> int | None:
@@ -115,6 +173,46 @@ class Table(Frozen):
             if len(set(self.rates(row))) != len(self.rates(row)):
                 raise ValueError(f"learning_rates.{row} must not name anything twice")
         return self
+
+    @model_validator(mode="after")
+    def _fair_is_a_part_of_it(self) -> Table:
+        fair = self.fair
+        if fair is None:
+            return self
+        for key in ("rows", "tasks", "budgets"):
+            known, named = getattr(self, key), getattr(fair, key) or ()
+            unknown = [one for one in named if one not in known]
+            if unknown:
+                wrong, allowed = ((unknown[0].text, [one.text for one in known]) if key == "budgets"
+                                  else (repr(unknown[0]), known))
+                raise ValueError(f"fair.{key}: {wrong} is none of the table's {key} {one_of(allowed)}")
+            if len(set(named)) != len(named):
+                raise ValueError(f"fair.{key} must not name anything twice")
+        if fair.rows is not None and self.reference not in fair.rows:
+            raise ValueError(f"fair.rows: the reference {self.reference!r} must be among them")
+        several = next((row for row in fair.rows or self.rows if len(self.rates(row)) > 1), None)
+        if several is not None:
+            raise ValueError(f"fair: row {several!r} has several learning rates in learning_rates; leave it one, or out of "
+                             "fair.rows")
+        if self.evaluation.split != "test":
+            raise ValueError("fair: the table must score its test split, as rates are chosen on the validation split")
+        _check_seeds(self.seeds, fair)
+        return self
+
+
+def _check_seeds(seeds: tuple[int, ...], fair: Fair) -> None:
+    """Fresh means fresh: the seeds of a table, of its tuning and of its fair test have nothing in common."""
+    for key, own, others in (
+        ("tuning_seeds", fair.tuning_seeds, {"seeds": seeds}),
+        ("test_seeds", fair.test_seeds, {"seeds": seeds, "fair.tuning_seeds": fair.tuning_seeds}),
+    ):
+        if len(set(own)) != len(own):
+            raise ValueError(f"fair.{key} must not name anything twice")
+        for name, taken in others.items():
+            common = sorted(set(own) & set(taken))
+            if common:
+                raise ValueError(f"fair.{key}: {common[0]} stands in {name} too; use seeds that do not stand in "
+                                 f"{' or '.join(others)}")
 
 
 class Edition(Frozen):
@@ -200,13 +298,22 @@ def cells(study: Study, scale: str, only: Sequence[str] = ()) -> list[Cell]:
     rank=8, lora@8, 0.5%, 300000), rate (learning rate) or seed.
     Methods without a size appear once, not once per budget. Raises `UserError` on a wrong method option or filter.
     """
-    filters = [_filter(text) for text in only]
-    found = list(_cells(study, scale))
-    for key, values in filters:
+    return filtered(study, scale, list(_cells(study, scale)), only)
+
+
+def filtered(study: Study, scale: str, found: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that pass filters as those of `cells`. Raises `UserError` for a filter that no cell could pass."""
+    for key, values in map(_filter, only):
         known = {value for cell in found for value in _facts(cell)[key]}
         for value in values:
             if value not in known:
                 raise UserError(f"--only {key}={value}: study {study.id} at {scale} has {key} {one_of(sorted(known))}")
+    return select(found, only)
+
+
+def select(found: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that pass every filter, written as for `cells`. Raises `UserError` for one that is not `key=value`."""
+    filters = [_filter(text) for text in only]
     return [cell for cell in found if all(set(_facts(cell)[key]) & values for key, values in filters)]
 
 
@@ -326,6 +433,10 @@ def _check_names(study: Study, path: Path) -> None:
                 resolve_method(Row(method=method, label="", options=options), {}, f"{where}.options")
             if table.published is not None:
                 _check_published(table.published, study, f"{where}.published")
+                for task in table.published.tasks:
+                    if task.partition("/")[0] not in table.tasks:
+                        raise UserError(f"{where}.published.tasks: {task!r} is none of the table's tasks "
+                                        f"{one_of(table.tasks)}")
     for row_id, row in study.rows.items():
         resolve_method(row, {}, f"{path}: rows.{row_id}")
 
@@ -336,9 +447,10 @@ def _check_published(reference: PublishedRef, study: Study, where: str) -> None:
         table = published.load(reference.table)
     except UserError as error:
         raise UserError(f"{where}.table: {error}") from None
-    for column in reference.columns:
+    named = [("columns", column) for column in reference.columns]
+    for key, column in [*named, *((f"tasks.{task}", column) for task, column in reference.tasks.items())]:
         if column not in table.columns:
-            raise UserError(f"{where}.columns: unknown column {column!r}; use {one_of(table.columns)}")
+            raise UserError(f"{where}.{key}: unknown column {column!r}; use {one_of(table.columns)}")
     methods = list(dict.fromkeys(row.method for row in table.rows))
     for row, method in reference.rows.items():
         if row not in study.rows:
@@ -366,5 +478,5 @@ def _facts(cell: Cell) -> dict[str, tuple[str, ...]]:
     }
 
 
-__all__ = ["SCALES", "Cell", "Row", "Scale", "Study", "Table", "cells", "load", "names", "supposing",
-           "unique"]
+__all__ = ["SCALES", "Cell", "Fair", "Grid", "Row", "Scale", "Study", "Table", "cells", "filtered", "load", "names",
+           "select", "supposing", "unique"]

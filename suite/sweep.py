@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from suite import calibration, executor, ledger, paths, plan, records, study, su
 from suite.display import Display, duration
 from suite.errors import UserError
 from suite.faults import StorageError, storage
+from suite.specs import RunSpec
 from suite.study import Cell, Scale, Study
 
 #: Bytes that must be free at the start: about what a small run leaves.
@@ -45,11 +46,11 @@ class SweepResult:
         return {"before": self.before, "made": self.made, "left": self.left, "seconds": round(self.seconds, 1),
                 "interrupted": self.interrupted, "stopped": self.stopped}
 
-    def sentence(self, study_id: str, scale: str) -> str:
+    def sentence(self, study_id: str, scale: str, protocol: str = "paper") -> str:
         """One line for the end of the command."""
         made = sum(self.made.values())
         counts = ", ".join(f"{count} {status}" for status, count in self.made.items())
-        again = f"`suite run {study_id} --scale {scale}`"
+        again = f"`suite run {study_id} --scale {scale}{'' if protocol == 'paper' else f' --protocol {protocol}'}`"
         if self.stopped:
             kept = f"{self.before + made} runs are kept, {self.left} are left; then {again} goes on."
             return f"Stopped: {self.stopped}. {kept}"
@@ -79,10 +80,12 @@ def settle(found: Study, scale: Scale, console: Console) -> None:
 
 
 def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, pack: int | None,
-        console: Console, on: Literal["local", "ray"] = "local", ray_address: str | None = None) -> SweepResult:
+        console: Console, on: Literal["local", "ray"] = "local", ray_address: str | None = None,
+        more: Callable[[], Sequence[Cell]] | None = None) -> SweepResult:
     """Run every cell that has no record, on this machine or a Ray cluster (see `ray_executor.Ray` for its address), show
     how it goes on `console`, and bring MLflow in line. `pack`: how many runs train together (None: as many as the planner
-    finds best).
+    finds best). `more`: gives all cells that follow from the records there are, those of before among them; it is asked
+    when all is done that was known, until nothing new comes.
 
     Raises `UserError` before anything starts when the results folder cannot be written, a base or data set cannot be
     had, or there is no Ray to run on. When results can no longer be kept, the sweep ends and the result says why.
@@ -99,7 +102,28 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
     supplies.fetch(*supplies.names(todo), lambda text: console.print(Text(text, style="dim")))
     labels = {cell.spec.id: name(found, cell) for cell in cells}
     expected = {run.id: run.seconds for run in made.runs}
+    asked = list(todo)
     began = time.monotonic()
+
+    def following() -> list[list[RunSpec]]:
+        """Packs of what follows from the records, if anything does that was not tried in this call."""
+        while more is not None:
+            tracker.cells = more()
+            new = [cell for cell in tracker.cells if cell.spec.id not in by_id]
+            if not new:
+                break
+            further = plan.make(found, scale, new, pack_size=pack, machine=plan.local(scale, count, run=True))
+            by_id.update({cell.spec.id: cell.spec for cell in new})
+            labels.update({cell.spec.id: name(found, cell) for cell in new})
+            expected.update({run.id: run.seconds for run in further.runs})
+            if further.packs:
+                todo = [by_id[run_id] for group in further.packs for run_id in group]
+                asked.extend(todo)
+                display.more(todo)
+                console.print(Text(f"{found.id} at {scale}: {len(todo)} runs more, which follow from these."))
+                return [[by_id[i] for i in group] for group in further.packs]
+        return []
+
     with Display(console, todo, result.before, labels, expected) as display, \
             _Tracker(found, scale, cells, console) as tracker:
         def listen(event: executor.Event) -> None:
@@ -119,7 +143,7 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
             used = min(count, len(made.packs))
             console.print(Text(f"{found.id} at {scale}: {len(todo)} runs to make, {result.before} there already; "
                                f"{used} worker{'s' if used > 1 else ''} on {device}."))
-            executor.finish([[by_id[i] for i in group] for group in made.packs], pool)
+            executor.finish([[by_id[i] for i in group] for group in made.packs], pool, following)
         except KeyboardInterrupt:
             result.interrupted = True
         except StorageError as error:
@@ -128,7 +152,7 @@ def run(found: Study, scale: Scale, cells: Sequence[Cell], workers: int | None, 
     result.seconds = time.monotonic() - began
     result.made = dict(Counter(display.ended.values()))
     done = sum(status in records.DONE for status in display.ended.values())
-    result.left = len(todo) - done if result.stopped else sum(not records.is_done(spec.id) for spec in todo)
+    result.left = len(asked) - done if result.stopped else sum(not records.is_done(spec.id) for spec in asked)
     return result
 
 
@@ -181,10 +205,13 @@ def summary(states: Sequence[RunState]) -> tuple[list[str], list[list[Any]]]:
 def name(found: Study, cell: Cell) -> str:
     """What a run is called in front of people."""
     size = f" r={cell.rank}" if cell.rank else ""
-    several = any(len(table.rates(cell.row)) > 1 for edition in found.scales.values()
-                  for name, table in edition.tables.items() if name == cell.table)
-    rate = f", rate {cell.spec.recipe.learning_rate:g}" if several else ""
-    return f"{found.rows[cell.row].label}{size} on {cell.spec.task.id}{rate}, seed {cell.spec.seed}"
+    own = cell.spec.recipe.learning_rate
+    usual = any(table.rates(cell.row) == (own,) for edition in found.scales.values()
+                for name, table in edition.tables.items() if name == cell.table)
+    validation = cell.spec.evaluation.split == "validation"
+    task = f"{cell.spec.task.id}{' (validation)' if validation else ''}"
+    rate = "" if usual and not validation else f", rate {own:g}"
+    return f"{found.rows[cell.row].label}{size} on {task}{rate}, seed {cell.spec.seed}"
 
 
 class _Tracker:

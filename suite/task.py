@@ -81,6 +81,11 @@ class Task(ABC):
         """Everything that `load` reads; `source` is where the training items come from."""
         return (self.source,)
 
+    @property
+    def scored_on(self) -> str | None:
+        """The public split that `test` is, whole, as OWNER/NAME/SUBSET:SPLIT of the model hub; None: a split of our own."""
+        return None
+
     def prompt(self, item: Item) -> str:
         """What a text-to-text base reads: the item's text, and its pair on a line of its own."""
         return item.text if item.pair is None else f"{item.text}\n{item.pair}"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
+    from suite.regression import Regression
     from suite.study import Cell, Study
 
 #: Raised when what is written per record changes, so that older stores are filled anew.
@@ -47,6 +48,10 @@ ANSWER_SECONDS = "10"
 FEW = 20
 
 _RUN, _SCALE, _CONTENT = "run_id", "scale", "record_hash"
+#: What the experiment of a study's verdicts is called, after the study's id.
+_VERDICTS = "-verdicts"
+_OF_VERDICTS = ("tags.`status`", *(f"metrics.`{name}`" for name in (
+    "red", "not_reproduced", "changed", "missing", "better", "underpowered", "reproduced", "unchanged", "not_comparable")))
 _PROMOTED = ("learning_rate", "epochs", "batch_size")
 
 
@@ -78,9 +83,12 @@ class View:
         """`<row label>/<task>/r8/seed0`: what differs comes first, because MLflow cuts long names short."""
         cell = self.cells[0]
         size = [f"r{cell.rank}"] if cell.rank is not None else []
-        several = len(self.study.edition(self.scale).tables[cell.table].rates(cell.row)) > 1
-        rate = [f"lr{cell.spec.recipe.learning_rate:g}"] if several else []
-        return "/".join([self.label, cell.spec.task.id, *size, *rate, f"seed{cell.spec.seed}"])
+        usual = self.study.edition(self.scale).tables[cell.table].rates(cell.row)
+        validation = cell.spec.evaluation.split == "validation"
+        rate = [] if usual == (cell.spec.recipe.learning_rate,) and not validation else \
+            [f"lr{cell.spec.recipe.learning_rate:g}"]
+        return "/".join([self.label, cell.spec.task.id, *size, *(["validation"] if validation else []), *rate,
+                         f"seed{cell.spec.seed}"])
 
     @property
     def content(self) -> str:
@@ -123,6 +131,56 @@ def sync(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, 
     return result
 
 
+def log_regression(study: Study, made: Regression, summary: str, uri: str | None = None) -> str | None:
+    """Keep the result of a `suite regress` as a run of the experiment `<study>-verdicts`: what was compared as parameters,
+    findings by verdict as metrics, `summary` (Markdown) and the whole result as files.
+
+    Never raises for what MLflow or its server does: returns the sentence that says what failed, or None.
+    """
+    uri = uri or store_uri()
+    try:
+        paths.results().mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(paths.results() / "mlflow.db.lock", timeout=LOCK_SECONDS), _calm():
+            _log_regression(study, made, summary, uri)
+    except filelock.Timeout:
+        return f"MLflow does not show this result: another process has been filling it for {LOCK_SECONDS} s"
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return f"MLflow at {public(uri)} does not show this result ({_brief(error)}); it is kept in the results folder"
+    return None
+
+
+def _log_regression(study: Study, made: Regression, summary: str, uri: str) -> None:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT="5", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
+        found = client.get_experiment_by_name(study.id + _VERDICTS)
+    with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"):
+        experiment = _experiment(client, study, uri, found, _VERDICTS)
+        when = _milliseconds(made.time)
+        name = f"{made.scale} against {made.baseline or made.against}"
+        run_id = client.create_run(experiment.experiment_id, start_time=when, run_name=name).info.run_id
+        chosen = {"scale": made.scale, "against": made.against, "baseline": made.baseline,
+                  "only": ", ".join(made.only) or None}
+        told = {"status": "red" if made.red else "green", "mlflow.user": "suite", "mlflow.source.type": "LOCAL",
+                "mlflow.source.name": f"suite regress {study.id} --scale {made.scale} --against {made.against}",
+                "mlflow.note.content": made.sentence}
+        if made.commit:
+            told |= {"mlflow.source.git.commit": made.commit,
+                     "git_commit": made.commit[:12] + (" (changed files)" if made.dirty else "")}
+        counted = {verdict.replace(" ", "_"): count for verdict, count in made.counts.items()}
+        counted |= {"red": len(made.red), "findings": len(made.findings)}
+        client.log_batch(run_id, params=[Param(key, value) for key, value in chosen.items() if value is not None],
+                         metrics=[Metric(key, float(value), when, 0) for key, value in counted.items()],
+                         tags=[RunTag(key, value) for key, value in told.items()])
+        client.log_text(run_id, summary, "verdicts.md")
+        client.log_text(run_id, made.model_dump_json(indent=1), "verdicts.json")
+        client.set_terminated(run_id, "FAILED" if made.red else "FINISHED", when)
+
+
 def _views(study: Study, scale: str, cells: Sequence[Cell], records: Mapping[str, Record]) -> list[View]:
     places: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -156,15 +214,16 @@ def _fill(study: Study, scale: str, views: Sequence[View], uri: str, result: Syn
                 result.created += 1
 
 
-def _experiment(client: MlflowClient, study: Study, uri: str, found: Experiment | None) -> Experiment:
-    """The study's experiment, made or restored when need be."""
+def _experiment(client: MlflowClient, study: Study, uri: str, found: Experiment | None, suffix: str = "") -> Experiment:
+    """The study's experiment, or that of its verdicts (`suffix`), made or restored when need be."""
     root = artifact_root(uri)
-    location = f"{root.as_uri()}/{study.id}" if root else None
+    location = f"{root.as_uri()}/{study.id}{suffix}" if root else None
     if found is None:
         note = f"{study.about.strip()}\n\nPaper: {study.paper.title}"
         note += f" (arXiv {study.paper.arxiv})" if study.paper.arxiv else ""
         tags = {"mlflow.note.content": note, "mlflow.experimentKind": "custom_model_development"}
-        made = client.create_experiment(study.id, location, tags=tags | _saved_views())
+        views = _view("scores", "Verdicts", _OF_VERDICTS) if suffix else _saved_views()
+        made = client.create_experiment(study.id + suffix, location, tags=tags | views)
         return client.get_experiment(made)
     if location and found.artifact_location != location:
         raise UserError(f"{public(uri)} was filled when the results stood in another folder: delete it, and "
@@ -176,22 +235,19 @@ def _experiment(client: MlflowClient, study: Study, uri: str, found: Experiment 
 
 def _saved_views() -> dict[str, str]:
     """Two entries for the `Views` menu of the runs page: the scores, and their means over seeds."""
-    name = "attributes.`Run Name`"
     costs = ["metrics.`trainable_parameters`", "metrics.`seconds_train`", "metrics.`tokens_per_second`"]
     rows = ["metrics.`score`", "metrics.`score_stderr`", "tags.`status`", *costs]
-    means = ["metrics.`score`", *costs]
     groups = [{"mode": "tag", "groupByData": key} for key in ("row", "task")]
-    views: dict[str, tuple[str, list[str], Any]] = {
-        "scores": ("Scores", rows, None),
-        "means": ("Means over seeds", means, {"aggregateFunction": "average", "groupByKeys": groups}),
-    }
-    found = {}
-    for position, (key, (title, shown, grouped)) in enumerate(views.items(), start=1):
-        state = {"selectedColumns": shown, "columnOrder": [name, *shown], "columnWidths": {name: 300},
-                 "groupBy": grouped}
-        found[f"mlflow.sharedViewState.{key}"] = json.dumps(
-            {"name": title, "createdAt": position, "updatedAt": position, "state": json.dumps(state)})
-    return found
+    grouped = {"aggregateFunction": "average", "groupByKeys": groups}
+    return _view("scores", "Scores", rows) | _view("means", "Means over seeds", ["metrics.`score`", *costs], grouped, 2)
+
+
+def _view(key: str, title: str, shown: Sequence[str], grouped: Any = None, position: int = 1) -> dict[str, str]:
+    """The tag that puts an entry into the `Views` menu."""
+    name = "attributes.`Run Name`"
+    state = {"selectedColumns": list(shown), "columnOrder": [name, *shown], "columnWidths": {name: 300}, "groupBy": grouped}
+    content = {"name": title, "createdAt": position, "updatedAt": position, "state": json.dumps(state)}
+    return {f"mlflow.sharedViewState.{key}": json.dumps(content)}
 
 
 def _existing(client: MlflowClient, experiment_id: str, scale: str, run_ids: Sequence[str]) -> dict[str, list[Run]]:
@@ -291,10 +347,12 @@ def tags(view: View) -> dict[str, str]:
 
 
 def metrics(record: Record) -> dict[str, float]:
-    """What was measured, as single numbers; the curves come apart, as `train/...`."""
+    """What was measured, as single numbers; the curves come apart, as `train/...`. Scores on validation data have names of
+    their own, so that no column mixes them with test scores."""
     found: dict[str, float | None] = {}
+    split = "validation_" if record.spec.evaluation.split == "validation" else ""
     for position, score in enumerate(record.scores):
-        names = [score.metric, "score"] if position == 0 else [score.metric]
+        names = [f"{split}{score.metric}", f"{split}score"] if position == 0 else [f"{split}{score.metric}"]
         for name in names:
             found |= {name: score.value, f"{name}_stderr": score.stderr}
     found["majority_rate"] = record.data.majority if record.data else None

@@ -12,8 +12,9 @@ from suite.specs import Frozen, PositiveFloat
 Verdict = Literal["reproduced", "not reproduced", "better", "underpowered", "not comparable",
                   "unchanged", "changed", "missing"]
 #: What a finding is about: a published cell; the training curve; the scores; all methods of a task at once; tokens per
-#: second; peak memory; whether all that was run before was run again.
-Gate = Literal["published", "training", "evaluation", "pooled", "speed", "memory", "presence"]
+#: second; peak memory; whether all that was run before was run again; whether it is the same that was run (data, decoding,
+#: sizes).
+Gate = Literal["published", "training", "evaluation", "pooled", "speed", "memory", "presence", "setup"]
 
 
 class Margins(Frozen):

@@ -168,6 +168,7 @@ class Worker:
                     reason="loss or gradient norm stopped being finite" if diverged else "",
                     scores=outcomes[run].scores,
                     final_loss=_final_loss(trained, run),
+                    scored_loss=_scored_loss(outcomes[run].predictions),
                     trainable=Trainable(adapter=adapter, head=head, total=total, share=total / shapes.parameters),
                     data=Data(fingerprint=items.fingerprint, train=len(items.train), test=len(items.test),
                               truncated=train_set.truncated, majority=_majority(items, spec)),
@@ -223,9 +224,7 @@ class Worker:
         key = base_id, precision
         if key not in self._bases:
             self._forget()
-            loaded = bases.load(bases.get(base_id), dtype=getattr(torch, precision))
-            loaded.model.to(self.device)
-            self._bases[key] = loaded
+            self._bases[key] = bases.load(bases.get(base_id), dtype=getattr(torch, precision), device=self.device)
         return self._bases[key]
 
     def _forget(self) -> None:
@@ -315,15 +314,19 @@ class Worker:
 
         encoded = self._encode(loaded, items, specs[0].task, evaluation.split, specs[0].recipe.max_length)
         predicted = torch.zeros(packed.runs, len(encoded), dtype=torch.long)
+        losses = torch.zeros(packed.runs, len(encoded))
         for indices in scoring_order(encoded, evaluation.batch_size):
             batch = collate(encoded, [indices] * packed.runs, self.device)
-            predicted[:, indices] = objectives.classify(packed.model, packed.head, batch).argmax(-1).cpu()
+            logits = objectives.classify(packed.model, packed.head, batch)
+            predicted[:, indices] = logits.argmax(-1).cpu()
+            losses[:, indices] = objectives.item_losses(logits, batch.labels).float().cpu()
         expected = [item.label for item in scored]
         outcomes = []
         for run in range(packed.runs):
             own = predicted[run].tolist()
             table = pd.DataFrame({"item": [item.id for item in scored], "expected": expected, "predicted": own})
             table["correct"] = table["expected"] == table["predicted"]
+            table["loss"] = losses[run].numpy()
             outcomes.append(Outcome.of(task, scored, table))
         return outcomes
 
@@ -401,6 +404,11 @@ def _final_loss(trained: Trained | None, run: int) -> float | None:
         return None
     tail = trained.losses[-max(1, len(trained.losses) // 10):, run].double().mean().item()
     return tail if math.isfinite(tail) else None
+
+
+def _scored_loss(predictions: pd.DataFrame) -> float | None:
+    loss = float(predictions["loss"].mean()) if "loss" in predictions else math.nan
+    return loss if math.isfinite(loss) else None
 
 
 def _throughput(trained: Trained | None, run: int) -> Throughput | None:

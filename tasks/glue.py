@@ -60,6 +60,10 @@ class Glue(Task):
     reported: ClassVar[str] = "validation"
     rows: ClassVar[tuple[int, int]]
 
+    @property
+    def scored_on(self) -> str:
+        return f"{self.source.hub}/{self.source.subset}:{self.reported}"
+
     def prompt(self, item: Item) -> str:
         """LoRA-GA's prompt. Ends in a space."""
         return f"{self.instruction}: {super().prompt(item)}\nresult: "

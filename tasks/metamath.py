@@ -72,6 +72,10 @@ class MetaMathGsm8k(Task):
     def sources(self) -> tuple[Source, ...]:
         return (self.source, GSM8K)
 
+    @property
+    def scored_on(self) -> str:
+        return f"{GSM8K.hub}/{GSM8K.subset}:test"
+
     def load(self, folder: Path | None) -> Splits:
         found: dict[str, list[Item]] = {"train": [], "validation": [], "test": self._scored()}
         for item, question in self._problems():

@@ -70,12 +70,13 @@ def test_rates_count_the_wall_time_or_the_training_of_all_lanes() -> None:
 
 def test_the_final_loss_is_the_last_quarter_and_a_logged_window_stands_for_its_steps() -> None:
     told = {"windows": [(4, 1.0), (8, 0.5)], "steps": 9, "train": 1.0, "evaluate": 1.0, "score": 0.5, "items": 4,
-            "tokens": 9, "adapter": 1, "trained": 2}
+            "tokens": 9, "adapter": 1, "trained": 2, "test_loss": None}
     made = of_trainer(RUNS[0], told)
     assert made.losses == (1.0,) * 4 + (0.5,) * 5
     assert made.loss == 0.5
     assert result(RUNS[0]).loss == 0.4
     assert result(RUNS[0], losses=tuple(range(8))).loss == 6.5
+    assert result(RUNS[0], losses=tuple(range(8)), test_loss=0.5).loss == 0.5
 
 
 def test_the_same_work_within_the_tolerance_is_comparable() -> None:

@@ -86,7 +86,7 @@ def test_answers_are_the_greedy_ones_whatever_the_checkpoint_says(model: Any, to
     with torch.no_grad():
         found = evaluate_text(model, tokenizer, Asdiv(), ITEMS, DECODE, batch_size=3)
         assert found.predictions["output"].tolist() == [greedy(model, tokenizer, item.text) for item in ITEMS]
-    assert found.decode == {**DECODE.model_dump(), "repetition_penalty": 1.0}
+    assert found.decode == {**DECODE.model_dump(), "repetition_penalty": 1.0, "padding": "left"}
     assert model.generation_config is own
 
 

@@ -1,7 +1,12 @@
-"""Intervals against closed forms, and their coverage on data whose truth is known."""
+"""Cells and paired differences: against closed forms, and coverage and error rates on data whose truth is known.
+
+`made` draws right and wrong answers: an item is right when skill, the luck of the run (seed) and the luck of the answer
+together exceed its difficulty. Difficulties are shared by both methods, so that the true difference has a closed form.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from suite.statistics import Interval, average, average_difference, difference, noise, summarise
+from suite.statistics import Difference, Interval, average, average_difference, difference, mcnemar, summarise
 
 
 def outcomes(*values: float, first: int = 0) -> pd.Series:
@@ -167,15 +172,56 @@ def test_items_are_paired_by_id_and_not_by_place() -> None:
     assert found.identical
 
 
-def test_with_one_seed_the_interval_is_that_of_resampled_items() -> None:
-    """A mean of n items drawn with replacement from wins and losses: its spread is known."""
+def test_with_one_seed_the_error_is_that_of_the_mean_over_items() -> None:
+    """With one item won and one lost added, as Bonett and Price do for paired shares."""
     found = difference({0: outcomes(*[1] * 60, *[0] * 40)}, {0: outcomes(*[0] * 30, *[1] * 40, *[0] * 30)})
     assert found is not None
     assert found.interval is not None
+    won, lost = 31 / 102, 11 / 102
+    half = stats.t.ppf(0.975, 99) * math.sqrt((won + lost - (won - lost) ** 2) / 102)
     assert found.mean == pytest.approx(0.2)
-    deltas = [1] * 30 + [0] * 30 + [-1] * 10 + [0] * 30
-    half = 1.96 * np.std(deltas) / 10
-    assert (found.interval.low, found.interval.high) == pytest.approx((0.2 - half, 0.2 + half), abs=0.011)
+    assert (found.interval.low, found.interval.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-3)
+    assert (found.won, found.lost, found.effect) == (0.3, 0.1, pytest.approx(0.75))
+    assert (found.p, found.over_seeds, found.clear, found.clear_on_items) == (None, False, False, True)
+    assert found.p_items == pytest.approx(stats.binomtest(10, 40).pvalue)
+
+
+def test_with_several_seeds_the_error_is_that_of_the_crossed_analysis_of_variance() -> None:
+    """Against mean squares taken from the text book's sums, seeds and items both random."""
+    rng = np.random.default_rng(20)
+    n, several = 400, 3
+    deltas = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=(n, several))
+    deltas[:, 0] = np.where(rng.random(n) < 0.15, 1.0, deltas[:, 0])  # a lucky seed
+    found = difference({s: pd.Series(np.maximum(deltas[:, s], 0)) for s in range(several)},
+                       {s: pd.Series(np.maximum(-deltas[:, s], 0)) for s in range(several)})
+    assert found is not None
+    mean, by_item, by_seed = deltas.mean(), deltas.mean(axis=1), deltas.mean(axis=0)
+    square_items = several * ((by_item - mean) ** 2).sum() / (n - 1)
+    square_seeds = n * ((by_seed - mean) ** 2).sum() / (several - 1)
+    square_both = ((deltas - by_item[:, None] - by_seed + mean) ** 2).sum() / ((n - 1) * (several - 1))
+    variance = (square_items + square_seeds - square_both) / (n * several)
+    dof = (variance * n * several) ** 2 / (square_items**2 / (n - 1) + square_seeds**2 / (several - 1)
+                                           + square_both**2 / ((n - 1) * (several - 1)))
+    assert square_seeds > square_both
+    assert found.error == pytest.approx(math.sqrt(variance), rel=0.01)  # an item won and one lost are added
+    assert found.dof == pytest.approx(dof, rel=0.02)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.mean / found.error), found.dof))  # type: ignore[operator]
+
+
+def test_seeds_that_agree_do_not_make_the_error_smaller_than_that_of_the_items() -> None:
+    rng = np.random.default_rng(21)
+    method = {0: drawn(rng, np.full(300, 0.8)), 1: drawn(rng, np.full(300, 0.8))}
+    reference = {0: drawn(rng, np.full(300, 0.7)), 1: drawn(rng, np.full(300, 0.7))}
+    items = method[0].index
+    gap = round(300 * ((method[0] - reference[0]).mean() - (method[1] - reference[1]).mean()))
+    turned = reference[1][(reference[1] == (0 if gap < 0 else 1)) & (method[1] == reference[1])].index[:abs(gap)]
+    reference[1][turned] = 1 - reference[1][turned]  # now both seeds have the same difference
+    found = difference(method, reference)
+    assert found is not None
+    assert found.per_seed[0] == pytest.approx(found.per_seed[1])
+    mean = pd.concat([method[s] - reference[s] for s in (0, 1)], axis=1).loc[items].mean(axis=1)
+    assert found.error is not None
+    assert found.error >= 0.99 * mean.std() / math.sqrt(300)
 
 
 def test_seeds_of_one_item_count_as_one_item() -> None:
@@ -194,28 +240,6 @@ def test_the_same_records_give_the_same_interval() -> None:
     method = {seed: drawn(rng, np.full(100, 0.7)) for seed in range(3)}
     reference = {seed: drawn(rng, np.full(100, 0.6)) for seed in range(3)}
     assert difference(method, reference) == difference(dict(reversed(method.items())), reference)
-
-
-def test_the_paired_interval_covers_what_other_items_would_give() -> None:
-    """Items differ in difficulty and seeds in skill; the truth is the mean gain of these seeds."""
-    rng = np.random.default_rng(4)
-    repeats, hits, widths = 400, 0, []
-    skill = {0: 0.05, 1: 0.09}
-    for _ in range(repeats):
-        base = rng.choice([0.1, 0.5, 0.85], size=200)  # chance of a right answer
-        luck = rng.random((2, 200))
-        method = {s: outcomes(*(luck[s] < base + gain)) for s, gain in skill.items()}
-        reference = {s: outcomes(*(luck[s] < base)) for s in skill}
-        found = difference(method, reference)
-        assert found is not None
-        assert found.interval is not None
-        hits += covers(found.interval, 0.07)
-        widths.append(found.interval.high - found.interval.low)
-    assert hits / repeats == pytest.approx(
-        0.95, abs=near(repeats) + 0.01
-    )  # a percentile interval is a little short
-    independent = 2 * 1.96 * math.sqrt(2 * 0.25 / 200 / 2)
-    assert np.mean(widths) < 0.7 * independent  # what is hard for both cancels
 
 
 def test_only_common_seeds_and_items_are_used() -> None:
@@ -253,10 +277,18 @@ def test_nothing_in_common_gives_no_difference() -> None:
 
 
 def test_equal_outcomes_are_called_identical_and_never_clear() -> None:
+    """The interval still has a width: that no item differed among few says little about others."""
     same = {0: outcomes(1, 0, 1), 1: outcomes(1, 1, 1)}
     found = difference(same, same)
     assert found is not None
-    assert (found.mean, found.interval, found.identical, found.clear) == (0.0, Interval(0, 0), True, False)
+    assert (found.mean, found.identical, found.clear, found.p, found.p_items) == (0.0, True, False, 1.0, 1.0)
+    many = dict.fromkeys((0, 1), outcomes(*[1] * 300))
+    more = difference(many, many)
+    assert more is not None
+    assert found.detectable is not None
+    assert more.detectable is not None
+    assert more.detectable == pytest.approx(2.8 * math.sqrt(2) / 302, rel=0.02)
+    assert found.detectable > 0.5
 
 
 def test_equal_scores_on_different_items_are_not_identical() -> None:
@@ -265,7 +297,7 @@ def test_equal_scores_on_different_items_are_not_identical() -> None:
     assert (found.mean, found.identical) == (0.0, False)
 
 
-def test_a_difference_is_clear_only_when_every_seed_agrees() -> None:
+def test_a_difference_is_clear_only_beyond_the_noise_of_seeds() -> None:
     better, worse, same = (
         outcomes(*[1] * 60, *[0] * 40),
         outcomes(*[0] * 50, *[1] * 10, *[0] * 40),
@@ -278,12 +310,17 @@ def test_a_difference_is_clear_only_when_every_seed_agrees() -> None:
     assert split is not None
     assert single is not None
     assert clear.clear
-    assert split.interval is not None
-    assert split.interval.excludes_zero
+    assert split.clear_on_items
     assert not split.clear
-    assert single.interval is not None
-    assert single.interval.excludes_zero
+    assert single.clear_on_items
     assert not single.clear
+
+
+def test_an_adjusted_value_decides_where_there_is_one() -> None:
+    found = Difference(0.1, None, (0.1, 0.1), 10, p=0.01, p_items=0.01)
+    assert found.clear
+    assert not dataclasses.replace(found, q=0.2).clear
+    assert not dataclasses.replace(found, q_items=0.2).clear_on_items
 
 
 def test_boolean_outcomes_are_taken_as_they_stand_in_records() -> None:
@@ -326,14 +363,109 @@ def test_averaging_tasks_narrows_the_interval() -> None:
     assert four.interval.high - four.interval.low < 0.7 * (one.interval.high - one.interval.low)
 
 
-def test_the_bootstrap_of_kinds_is_the_bootstrap_of_items() -> None:
-    """The multinomial short cut against drawing items one by one."""
-    rng = np.random.default_rng(6)
-    deltas = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=(150, 2))
-    deltas[rng.random((150, 2)) < 0.2] = np.nan
-    deltas = deltas[np.isfinite(deltas).any(axis=1)]
-    short = noise._bootstrap(deltas, np.random.default_rng(7))
-    rows = np.random.default_rng(8).integers(0, len(deltas), size=(4000, len(deltas)))
-    plain = np.nanmean(np.nanmean(deltas[rows], axis=1), axis=1)
-    assert short.mean() == pytest.approx(plain.mean(), abs=0.003)
-    assert short.std() == pytest.approx(plain.std(), rel=0.05)
+# Differences on data whose truth is known
+
+
+def made(rng: np.random.Generator, seeds: int, items: int, gain: float = 0.0, runs: float = 0.0, luck: float = 0.8,
+         hard: float = 1.6) -> tuple[dict[int, pd.Series], dict[int, pd.Series]]:
+    """Outcomes of a method and its reference; `runs` is the spread of the luck of a run."""
+    difficulty, index = rng.normal(0, hard, items), pd.RangeIndex(items)
+    skill = rng.normal(0, runs, (2, seeds)) + np.array([[1 + gain], [1.0]])
+    right = skill[:, :, None] + luck * rng.standard_normal((2, seeds, items)) > difficulty
+    method, reference = ({s: pd.Series(of[s], index=index) for s in range(seeds)} for of in right)
+    return method, reference
+
+
+def truth(gain: float, runs: float, luck: float = 0.8, hard: float = 1.6) -> float:
+    """The difference over all seeds and items."""
+    spread = math.sqrt(hard**2 + luck**2 + runs**2)
+    return float(stats.norm.cdf((1 + gain) / spread) - stats.norm.cdf(1 / spread))
+
+
+def repeated(seeds: int, items: int, gain: float = 0.0, runs: float = 0.0, repeats: int = 1000) -> list[Difference]:
+    rng = np.random.default_rng(22)
+    found = [difference(*made(rng, seeds, items, gain, runs)) for _ in range(repeats)]
+    return [delta for delta in found if delta is not None]
+
+
+def share(of: list[bool]) -> float:
+    return sum(of) / len(of)
+
+
+def test_with_one_seed_the_interval_covers_what_other_items_would_give() -> None:
+    found = repeated(1, 300, gain=0.2)
+    assert share([covers(delta.interval, truth(0.2, 0.0)) for delta in found]) == pytest.approx(0.95, abs=near(1000))
+    unpaired = 2 * 1.96 * math.sqrt(2 * 0.7 * 0.3 / 300)
+    assert np.mean([delta.interval.high - delta.interval.low for delta in found if delta.interval]) < 0.8 * unpaired
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(2, 0.89), (3, 0.925), (5, 0.94)])
+@pytest.mark.parametrize("runs", [0.0, 0.05, 0.2])
+def test_the_interval_covers_other_seeds_and_other_items(seeds: int, least: float, runs: float) -> None:
+    """Without noise of seeds, with as much as that of items, and with seeds that drown the items."""
+    found = repeated(seeds, 300, gain=0.2, runs=runs)
+    coverage = share([covers(delta.interval, truth(0.2, runs)) for delta in found])
+    assert coverage >= (0.95 if runs < 0.1 else least) - near(1000)
+    if seeds > 2:  # nor may it be wide for nothing
+        assert coverage <= 0.985 + near(1000)
+
+
+@pytest.mark.parametrize(("seeds", "most"), [(2, 0.11), (3, 0.075), (5, 0.06)])
+def test_false_alarms_about_a_method_are_as_rare_as_stated(seeds: int, most: float) -> None:
+    """Two methods that are alike, whose runs are not: the test over items alone cries out, the one over both does not."""
+    found = repeated(seeds, 300, runs=0.2)
+    assert share([delta.clear for delta in found]) <= most + near(1000)
+    assert share([delta.clear_on_items for delta in found]) > 0.3
+
+
+def test_false_alarms_about_these_seeds_are_as_rare_as_stated() -> None:
+    for seeds in (1, 3):
+        alarms = share([delta.clear_on_items for delta in repeated(seeds, 300)])
+        assert alarms <= 0.05 + near(1000)
+        assert alarms > 0.02  # an exact test is a little shy, and no more
+
+
+def test_forgetting_the_pairs_would_show() -> None:
+    """The same outcomes with the items of one side mixed up: the paired interval is much too wide then."""
+    rng = np.random.default_rng(23)
+    ours, theirs = made(rng, 3, 500, luck=0.3)
+    mixed = {seed: pd.Series(rng.permutation(right.to_numpy()), right.index) for seed, right in theirs.items()}
+    paired, unpaired = difference(ours, theirs), difference(ours, mixed)
+    assert paired is not None
+    assert unpaired is not None
+    assert paired.error is not None
+    assert unpaired.error is not None
+    assert unpaired.error > 1.5 * paired.error
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_what_is_said_to_be_found_is_found_in_80_of_100(seeds: int) -> None:
+    """The true difference is set to what the experiment says that it finds; then new experiments are made."""
+    runs = 0.05 if seeds > 1 else 0.0
+    finds = float(np.mean([delta.detectable for delta in repeated(seeds, 500, runs=runs, repeats=300) if delta.detectable]))
+    spread = math.sqrt(1.6**2 + 0.8**2 + runs**2)
+    gain = spread * float(stats.norm.ppf(stats.norm.cdf(1 / spread) + finds)) - 1
+    assert truth(gain, runs) == pytest.approx(finds)
+    found = repeated(seeds, 500, gain, runs)
+    power = share([(delta.p if seeds > 1 else delta.p_items or 1.0) <= 0.05 for delta in found])  # type: ignore[operator]
+    assert power == pytest.approx(0.8, abs=0.06)
+
+
+def test_p_values_of_items_are_those_of_mcnemar() -> None:
+    rng = np.random.default_rng(24)
+    for seeds in (1, 3):
+        ours, theirs = made(rng, seeds, 200, gain=0.1)
+        found = difference(ours, theirs)
+        assert found is not None
+        assert found.p_items == pytest.approx(mcnemar(ours, theirs))
+
+
+def test_the_average_over_tasks_covers_too() -> None:
+    rng = np.random.default_rng(25)
+    hits = []
+    for _ in range(600):
+        found = average_difference([made(rng, 3, items, gain, 0.05) for items, gain in ((200, 0.1), (400, 0.3))])
+        assert found is not None
+        hits.append(covers(found.interval, (truth(0.1, 0.05) + truth(0.3, 0.05)) / 2))
+    assert share(hits) >= 0.95 - near(600)
+    assert share(hits) <= 0.99

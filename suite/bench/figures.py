@@ -18,8 +18,9 @@ from suite.bench.workload import Run, Tolerance
 @dataclass(frozen=True)
 class RunResult:
     """One run as one way made it. `losses` has the training loss of every step (or the mean of the logged window that
-    the step stands in); `score` in 0..1 over `items`; seconds are of wall clock, of its own process or of its share of
-    a pack. `adapter` and `trained` count scalars."""
+    the step stands in); `score` in 0..1 and `test_loss`, the mean cross-entropy (None where the task has none), over
+    `items`; seconds are of wall clock, of its own process or of its share of a pack. `adapter` and `trained` count
+    scalars."""
 
     run: Run
     train: float
@@ -30,6 +31,7 @@ class RunResult:
     tokens: int
     adapter: int
     trained: int
+    test_loss: float | None = None
 
     @property
     def steps(self) -> int:
@@ -37,7 +39,10 @@ class RunResult:
 
     @property
     def loss(self) -> float:
-        """Mean training loss over the last quarter of the steps."""
+        """The final loss: that on the test items, which are the same for every way; the mean training loss over the last
+        quarter of the steps, which hangs on the order of the data, where there is none."""
+        if self.test_loss is not None:
+            return self.test_loss
         tail = self.losses[-max(1, len(self.losses) // 4):]
         return sum(tail) / len(tail)
 

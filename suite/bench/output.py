@@ -72,6 +72,7 @@ def markdown(sitting: Sitting) -> str:
         "sampled; on a GPU also what torch had allocated in one process.", "",
         f"MFU: 4N + 6P operations per real token (N = {sitting.matrices:,}, P = adapter scalars) over what a large matrix "
         f"product reached here in the way's precision: {peaks}.", "",
+        "Final loss: of the trained model on the test items; where there is none, of the last quarter of the steps.", "",
         *_table(["way", "runs", "final loss", "ours", "score", "ours"], agreement), "",
         *(line for note in sitting.notes for line in (note, "")),
         "![bars](bench.png)", "",

@@ -289,7 +289,7 @@ def of_trainer(run: Run, told: Mapping[str, Any]) -> RunResult:
         losses += [float(loss)] * (step - len(losses))
     losses += losses[-1:] * (told["steps"] - len(losses))
     return RunResult(run, told["train"], told["evaluate"], told["score"], told["items"], tuple(losses), told["tokens"],
-                     told["adapter"], told["trained"])
+                     told["adapter"], told["trained"], told["test_loss"])
 
 
 def of_record(run: Run, record: Record, losses: Sequence[float]) -> RunResult:
@@ -298,7 +298,8 @@ def of_record(run: Run, record: Record, losses: Sequence[float]) -> RunResult:
     assert record.throughput is not None
     assert record.trainable is not None
     return RunResult(run, record.timings.train, record.timings.evaluate, record.score.value, record.score.items,
-                     tuple(losses), record.throughput.tokens, record.trainable.adapter, record.trainable.total)
+                     tuple(losses), record.throughput.tokens, record.trainable.adapter, record.trainable.total,
+                     record.scored_loss)
 
 
 def _losses(folder: Path) -> list[float]:

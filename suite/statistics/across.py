@@ -22,8 +22,8 @@ DRAWS = 4000
 class Ranking:
     """Mean ranks over tasks (1: best everywhere), in the order of the methods.
 
-    `intervals` hold what other seeds and items would give, each at `CONFIDENCE`; `over_seeds` is false when some method has
-    one seed alone, whose noise is unknown. Two methods whose mean ranks are `critical` or more apart are told apart, all
+    `intervals` hold what other seeds and items would give, each at `CONFIDENCE`; `over_seeds` is false when every method of
+    some task has one seed alone, so that the noise of seeds is unknown. Two methods whose mean ranks are `critical` or more apart are told apart, all
     pairs considered at once.
     """
 
@@ -49,12 +49,14 @@ def rank(tasks: Sequence[Sequence[Mapping[int, Outcomes]]], sources: Sequence[st
     Friedman's test and Nemenyi's critical difference (Demsar, JMLR 2006) know nothing but the ranks and need many tasks:
     with three tasks and nine methods that difference is 6.9 of at most 8 ranks. Here the noise of every mean is known, so
     means are drawn again with it and ranked again. Noise of items is that of the observed covariance between methods, which
-    answered the same items; noise of seeds is each method's own, as in `paired`, with the tails of t over so few seeds.
+    answered the same items; noise of seeds is taken as alike for all methods of a task (as one critical difference for all
+    pairs takes it), with the tails of t. A method that answers alike under every seed has none.
     The critical difference is the level that the largest error among all pairs stays below in `CONFIDENCE` of the draws.
     The tasks are taken as they are: nothing is said about others. Tasks of one source (parts of one task) share the luck
-    of their runs. None with fewer than two tasks or methods, or when a method lacks a task or all share no item of it.
+    of their runs. None with fewer than two tasks or three methods (whose ranks say too little), or when a method lacks a
+    task or all share no item of it.
     """
-    if len(tasks) < 2 or len(tasks[0]) < 2:
+    if len(tasks) < 2 or len(tasks[0]) < 3:
         return None
     known = [_noise(task) for task in tasks]
     if any(noise is None for noise in known):
@@ -65,8 +67,8 @@ def rank(tasks: Sequence[Sequence[Mapping[int, Outcomes]]], sources: Sequence[st
     found, drawn = [], []
     for noise, source in zip((noise for noise in known if noise is not None), sources, strict=True):
         items = rng.standard_normal((DRAWS, len(noise.means))) @ noise.spread
-        # The same luck of a run for all parts of its task, with tails as heavy as its number of seeds asks for.
-        runs = luck[source] / np.sqrt(rng.chisquare(noise.dof, (DRAWS, len(noise.dof))) / noise.dof)
+        # The same luck of a run for all parts of its task, with tails as heavy as the number of seeds asks for.
+        runs = luck[source] / np.sqrt(rng.chisquare(max(1, noise.dof), (DRAWS, 1)) / max(1, noise.dof))
         found.append(stats.rankdata(-noise.means))
         drawn.append(stats.rankdata(-(noise.means + items + noise.by_run * runs), axis=1))
     means, ranks = np.mean(found, axis=0), np.mean(drawn, axis=0)
@@ -75,7 +77,7 @@ def rank(tasks: Sequence[Sequence[Mapping[int, Outcomes]]], sources: Sequence[st
     error = ranks - means
     critical = float(np.quantile(error.max(axis=1) - error.min(axis=1), CONFIDENCE))  # the largest error of any pair
     return Ranking(tuple(means.tolist()), tuple(map(Interval, low.tolist(), high.tolist())), critical,
-                   all(len(of) > 1 for task in tasks for of in task))
+                   all(noise.dof > 0 for noise in known if noise is not None))
 
 
 def profile(scores: Sequence[Sequence[Sequence[float]]], behind: Sequence[float]) -> NDArray[np.float64]:
@@ -103,12 +105,12 @@ def front(scores: Sequence[float], costs: Sequence[float]) -> list[bool]:
 @dataclass(frozen=True)
 class _Noise:
     """One task: every method's mean, a square root of the covariance of the means over items, and the standard error of
-    each mean over runs with its degrees of freedom (zero error where there is one run alone)."""
+    each mean over runs, estimated from all methods with `dof` degrees of freedom (0: one seed, nothing known)."""
 
     means: NDArray[np.float64]
     spread: NDArray[np.float64]
     by_run: NDArray[np.float64]
-    dof: NDArray[np.float64]
+    dof: int
 
 
 def _noise(task: Sequence[Mapping[int, Outcomes]]) -> _Noise | None:
@@ -126,21 +128,23 @@ def _noise(task: Sequence[Mapping[int, Outcomes]]) -> _Noise | None:
     items = np.stack([found.mean(axis=1) for found in answers], axis=1)
     items = items - items.mean(axis=0)
     sizes, vectors = np.linalg.eigh(items.T @ items / len(index) ** 2)
-    by_run = [_by_run(found) for found in answers]
-    return _Noise(np.array([found.mean() for found in answers]),
-                  (vectors * np.sqrt(np.clip(sizes, 0, None))).T, np.array(by_run),
-                  np.array([max(1.0, found.shape[1] - 1.0) for found in answers]))
+    varied = [found.shape[1] == 1 or bool((found != found[:, :1]).any()) for found in answers]
+    dof = sum(found.shape[1] - 1 for found, varies in zip(answers, varied, strict=True) if varies)
+    total = sum((found.shape[1] - 1) * _of_runs(found) for found, varies in zip(answers, varied, strict=True) if varies)
+    of_runs = max(0.0, total / dof) if dof else 0.0
+    return _Noise(np.array([found.mean() for found in answers]), (vectors * np.sqrt(np.clip(sizes, 0, None))).T,
+                  np.array([(varies * of_runs / found.shape[1]) ** 0.5
+                            for found, varies in zip(answers, varied, strict=True)]), dof)
 
 
-def _by_run(answers: NDArray[np.float64]) -> float:
-    """The standard error that runs alone give a mean: the spread over seeds less what single answers explain."""
+def _of_runs(answers: NDArray[np.float64]) -> float:
+    """Variance of the luck of a run, without bias, so below zero at times: spread over seeds less that of single answers."""
     items, seeds = answers.shape
     if seeds < 2 or items < 2:
         return 0.0
     means = answers.mean(axis=0)
     rest = answers - answers.mean(axis=1, keepdims=True) - means + answers.mean()
-    by_both = float((rest * rest).sum()) / ((items - 1) * (seeds - 1) * items * seeds)
-    return max(0.0, float(means.var(ddof=1)) / seeds - by_both) ** 0.5
+    return float(means.var(ddof=1)) - float((rest * rest).sum()) / ((items - 1) * (seeds - 1) * items)
 
 
 def _values(outcomes: pd.Series, index: pd.Index) -> NDArray[np.float64]:
