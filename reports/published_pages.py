@@ -98,17 +98,16 @@ def _index(tables: Sequence[PublishedTable], held: dict[str, list[tuple[str, str
         known = entry(f"{table.numbers} of {table.places}") if table.numbers else entry("none yet", "missing")
         bases = "; ".join(table.bases)
         rows.append((
-            Entry(table.id, link=links.published(table.id), aside=table.paper.table), Entry(table.paper.title),
-            Entry(bases), Entry(str(len(table.rows))), Entry(str(len(table.columns))), known,
+            Entry(table.id, link=links.published(table.id), title=table.paper.table), known,
             *(Entry(str(counts[level])) if counts[level] else entry(numbers.DASH, "faded") for level in LEVELS),
-            Entry("; ".join(studies) or numbers.DASH)))
+            Entry("; ".join(studies) or numbers.DASH), Entry(bases), Entry(table.paper.title)))
         said: dict[str, Number] = {"table": table.id, "paper": table.paper.title, "arxiv": table.paper.arxiv,
                                    "base": bases, "rows": len(table.rows), "columns": len(table.columns),
                                    "places": table.places, "numbers": table.numbers, **counts,
                                    "missing": "; ".join(table.missing), "studies": "; ".join(studies)}
         data.append(said)
-    header = ("Table", "Paper", "Base", "Rows", "Columns", "Numbers known", *(level.capitalize() for level in LEVELS),
-              "Held against it")
-    notes = ("; ".join(f"{level.capitalize()}: {EVIDENCE_LABELS[level]}" for level in LEVELS) + ".",)
+    header = ("Table", "Numbers", *(level.capitalize() for level in LEVELS), "Held against it", "Base", "Paper")
+    notes = ("Numbers: how many of the table's places have one. "
+             + "; ".join(f"{level.capitalize()}: {EVIDENCE_LABELS[level]}" for level in LEVELS) + ".",)
     return Sheet("published", "Published tables", header, tuple(rows), tuple(data), notes,
-                 frozenset({0, 1, 2, len(header) - 1}))
+                 frozenset({0, *range(len(LEVELS) + 2, len(header))}))
