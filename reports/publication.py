@@ -55,10 +55,10 @@ def publication(study: Study, scale: str, table: StudyTable) -> Publication | No
     matched = [row for row in source.rows if id(row) in ours]
     others = [row for row in source.rows if id(row) not in ours and any(c in row.cells for c in columns)]
     title = f"Published: {source.paper.table or source.paper.title}"
-    rest = sheet(f"{table.id}-published-others", "Other published rows", others, columns)
+    rest = sheet(f"{table.id}-published-others", "Other published rows", source, others, columns)
     return Publication(
         source, columns,
-        matched=sheet(f"{table.id}-published", title, matched, columns) if source.rows else None,
+        matched=sheet(f"{table.id}-published", title, source, matched, columns) if source.rows else None,
         others=rest if others else None,
         gains=_gains(pairs, table, columns, same_set_up=scale == "paper"),
         cells=_cells(pairs, table, columns) if scale == "paper" else None,
@@ -82,8 +82,8 @@ def column_name(column: str) -> str:
     return _NAMES.get(column, column.replace("-", " ").upper())
 
 
-def sheet(name: str, title: str, rows: Sequence[PublishedRow], columns: tuple[str, ...]) -> Sheet:
-    """Rows of a published table as printed, with how each number is known."""
+def sheet(name: str, title: str, table: PublishedTable, rows: Sequence[PublishedRow], columns: tuple[str, ...]) -> Sheet:
+    """Rows of a published table as printed, with how each number is known; their bases where there are several."""
     used = {cell.evidence for row in rows for c, cell in row.cells.items() if c in columns}
     legend = "; ".join(f"{letter}: {EVIDENCE_LABELS[level]}" for level, letter in LETTERS.items()
                        if level in used and level != "recalled")
@@ -91,29 +91,33 @@ def sheet(name: str, title: str, rows: Sequence[PublishedRow], columns: tuple[st
     if "recalled" in used:
         notes.append("Unverified: remembered, read in no document; such a number proves nothing.")
     data: list[dict[str, Number]] = [
-        {"method": row.method, "label": row.label, "rank": row.rank, "column": c, "mean": cell.mean,
-         "sd": cell.sd, "evidence": cell.evidence, "source": row.source}
+        {"method": row.method, "label": row.label, "base": table.base_of(row), "rank": row.rank, "column": c,
+         "unit": table.measure(c).unit, "mean": cell.mean, "sd": cell.sd, "evidence": cell.evidence, "source": row.source}
         for row in rows for c, cell in row.cells.items() if c in columns
     ]
+    several = len({table.base_of(row) for row in rows}) > 1
+    digits = {column: table.decimals(column) for column in columns}
     shown = tuple(
-        (Entry(row.label, title=row.source, link=method_link(row.method)),
+        (Entry(row.label, title=row.source, link=method_link(row.method)), *([Entry(table.base_of(row))] if several else []),
          Entry(str(row.rank) if row.rank else numbers.DASH),
-         *(_cell(row.cells.get(c)) for c in columns)) for row in rows)
-    return Sheet(name, title, ("Row", "Rank", *map(column_name, columns)), shown, tuple(data), tuple(notes))
+         *(_cell(row.cells.get(c), digits[c]) for c in columns)) for row in rows)
+    header = ("Row", *(["Base"] if several else []), "Rank", *map(column_name, columns))
+    return Sheet(name, title, header, shown, tuple(data), tuple(notes), frozenset({0, 1} if several else {0}))
 
 
-def _cell(cell: PublishedCell | None) -> Entry:
+def _cell(cell: PublishedCell | None, digits: int) -> Entry:
     if cell is None:
-        return entry("", title="not in the table")
+        return entry(numbers.DASH, "faded", title="not in the table")
     if cell.mean is None:
-        return entry(numbers.DASH, "missing", title="the number is not known to us")
+        return entry("?", "missing", title="the number is not known to us")
     marks: list[Mark] = ["unverified"] if cell.evidence == "recalled" else []
-    return entry(printed(cell), *marks, sign=LETTERS[cell.evidence], title=EVIDENCE_LABELS[cell.evidence])
+    return entry(printed(cell, digits), *marks, sign=LETTERS[cell.evidence], title=EVIDENCE_LABELS[cell.evidence])
 
 
-def printed(cell: PublishedCell) -> str:
+def printed(cell: PublishedCell, digits: int = 2) -> str:
     """A known number with its spread."""
-    return f"{cell.mean:.2f}" + (f" ± {cell.sd:.2f}" if cell.sd is not None else "")
+    spread = "" if cell.sd is None else f" ± {cell.sd:.{digits}f}"
+    return f"{cell.mean:.{digits}f}{spread}".replace("-", "−")
 
 
 def _pairs(reference: PublishedRef, table: StudyTable,

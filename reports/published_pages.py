@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -11,6 +10,7 @@ from reports.frame import Page
 from reports.publication import LETTERS, column_name, printed
 from reports.sheets import Entry, Mark, Number, Sheet, entry
 from reports.study_page import Chapter
+from suite.measures import MEASURES
 from suite.published import EVIDENCE_LABELS, Evidence, PublishedRow, PublishedTable
 
 #: Its index, and its entry of the navigation.
@@ -38,11 +38,12 @@ def method_sheet(name: str, method_id: str, tables: Sequence[PublishedTable]) ->
         for row in table.rows:
             if publication.method_of(row.method) != method_id or not row.cells:
                 continue
-            rows.append((Entry(table.id, link=links.published(table.id), title=table.paper.title), Entry(table.base),
+            rows.append((Entry(table.id, link=links.published(table.id), title=table.paper.title), Entry(table.base_of(row)),
                          Entry(row.label, title=row.source), Entry(str(row.rank) if row.rank else numbers.DASH),
                          *_numbers(table, row)))
-            data += [{"table": table.id, "base": table.base, "method": row.method, "label": row.label, "rank": row.rank,
-                      "column": column, "mean": cell.mean, "sd": cell.sd, "evidence": cell.evidence, "source": row.source}
+            data += [{"table": table.id, "base": table.base_of(row), "method": row.method, "label": row.label,
+                      "rank": row.rank, "column": column, "unit": table.measure(column).unit, "mean": cell.mean,
+                      "sd": cell.sd, "evidence": cell.evidence, "source": row.source}
                      for column, cell in row.cells.items()]
     if not rows:
         return None
@@ -59,7 +60,8 @@ def _numbers(table: PublishedTable, row: PublishedRow) -> list[Entry]:
     if not known:
         return [entry("not transcribed", "missing")]
     marks: list[Mark] = ["unverified"] if all(cell.evidence == "recalled" for cell in known.values()) else []
-    said = [f"{column_name(column)} {printed(cell)} {LETTERS[cell.evidence]}" for column, cell in known.items()]
+    said = [f"{column_name(column)} {printed(cell, table.decimals(column))} {LETTERS[cell.evidence]}"
+            for column, cell in known.items()]
     return [entry("; ".join(said), *marks)]
 
 
@@ -80,35 +82,32 @@ def _held(chapters: Sequence[Chapter]) -> dict[str, list[tuple[str, str]]]:
 
 def _page(table: PublishedTable, held: Sequence[tuple[str, str]]) -> Page:
     name = table.id
-    sheet = publication.sheet(name, f"{table.paper.title}: {table.paper.table or 'no table'}", table.rows, table.columns)
+    sheet = publication.sheet(name, f"{table.paper.title}: {table.paper.table}", table, table.rows, table.columns)
     shown = (sheet,) if table.rows else ()
-    context: dict[str, Any] = {"table": table, "sheet": sheet if shown else None, "held": held, "counts": _counts(table)}
+    units = [(MEASURES[measure].unit, numbers.listing([column_name(column) for column in columns]))
+             for measure, columns in table.measures.items() if columns]
+    context: dict[str, Any] = {"table": table, "sheet": sheet if shown else None, "held": held, "units": units}
     return Page(links.published(table.id), table.id, "published.html.j2", context, AREA, shown, label="published")
-
-
-def _counts(table: PublishedTable) -> Counter[Evidence]:
-    """Known numbers by evidence."""
-    return Counter(cell.evidence for row in table.rows for cell in row.cells.values() if cell.mean is not None)
 
 
 def _index(tables: Sequence[PublishedTable], held: dict[str, list[tuple[str, str]]]) -> Sheet:
     rows, data = [], []
     for table in tables:
-        counts, cells = _counts(table), sum(len(row.cells) for row in table.rows)
+        counts = {level: table.evidence.get(level, 0) for level in LEVELS}
         studies = list(dict.fromkeys(name.split(":")[0] for name, _ in held.get(table.id, ())))
-        known = entry(f"{counts.total()} of {cells}") if cells else entry("none yet", "missing")
+        known = entry(f"{table.numbers} of {table.places}") if table.numbers else entry("none yet", "missing")
+        bases = "; ".join(table.bases)
         rows.append((
-            Entry(table.id, link=links.published(table.id), aside=table.paper.table), Entry(table.paper.title),
-            Entry(table.base), Entry(str(len(table.rows))), Entry(str(len(table.columns))), known,
+            Entry(table.id, link=links.published(table.id), title=table.paper.table), known,
             *(Entry(str(counts[level])) if counts[level] else entry(numbers.DASH, "faded") for level in LEVELS),
-            Entry("; ".join(studies) or numbers.DASH)))
+            Entry("; ".join(studies) or numbers.DASH), Entry(bases), Entry(table.paper.title)))
         said: dict[str, Number] = {"table": table.id, "paper": table.paper.title, "arxiv": table.paper.arxiv,
-                                   "base": table.base, "rows": len(table.rows), "columns": len(table.columns),
-                                   "cells": cells, **{level: counts[level] for level in LEVELS},
+                                   "base": bases, "rows": len(table.rows), "columns": len(table.columns),
+                                   "places": table.places, "numbers": table.numbers, **counts,
                                    "missing": "; ".join(table.missing), "studies": "; ".join(studies)}
         data.append(said)
-    header = ("Table", "Paper", "Base", "Rows", "Columns", "Numbers known", *(level.capitalize() for level in LEVELS),
-              "Held against it")
-    notes = ("; ".join(f"{level.capitalize()}: {EVIDENCE_LABELS[level]}" for level in LEVELS) + ".",)
+    header = ("Table", "Numbers", *(level.capitalize() for level in LEVELS), "Held against it", "Base", "Paper")
+    notes = ("Numbers: how many of the table's places have one. "
+             + "; ".join(f"{level.capitalize()}: {EVIDENCE_LABELS[level]}" for level in LEVELS) + ".",)
     return Sheet("published", "Published tables", header, tuple(rows), tuple(data), notes,
-                 frozenset({0, 1, 2, len(header) - 1}))
+                 frozenset({0, *range(len(LEVELS) + 2, len(header))}))

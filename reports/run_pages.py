@@ -21,9 +21,9 @@ from suite import rank_map, registry
 from suite.records import Record
 
 #: Runs that get a page, those that went wrong first: a reader opens few, and ten thousand pages take a minute.
-MOST_PAGES = 2000
+MOST_PAGES = 1000
 #: Mistakes that a page shows.
-MOST_MISTAKES = 25
+MOST_MISTAKES = 15
 _TIMES = ("load", "prepare", "train", "evaluate", "save")
 
 
