@@ -70,7 +70,7 @@ def _comparisons(chapter: Chapter, kept: Sequence[regression.Regression]) -> She
                      entry(f"red ({red})", "failed") if red else Entry("nothing red"), Entry(str(len(made.findings))),
                      Entry(counts), entry(commit or numbers.DASH, code=bool(commit))))
         data.append({"time": made.time, "against": made.against, "baseline": made.baseline, "red": red,
-                     "findings": len(made.findings), "commit": made.commit, "dirty": made.dirty, **made.counts})
+                     "findings": len(made.findings), "commit": made.commit, "dirty": made.dirty} | {str(verdict): count for verdict, count in made.counts.items()})
     return Sheet(f"history-{chapter.name}", f"Comparisons of {chapter.study.title}, {chapter.scale}",
                  ("When", "Against", "Result", "Findings", "By verdict", "Commit"), tuple(rows), tuple(data), (),
                  frozenset({0, 1, 2, 4, 5}))

@@ -103,8 +103,9 @@ def _index(tables: Sequence[PublishedTable], held: dict[str, list[tuple[str, str
             Entry("; ".join(studies) or numbers.DASH), Entry(bases), Entry(table.paper.title)))
         said: dict[str, Number] = {"table": table.id, "paper": table.paper.title, "arxiv": table.paper.arxiv,
                                    "base": bases, "rows": len(table.rows), "columns": len(table.columns),
-                                   "places": table.places, "numbers": table.numbers, **counts,
+                                   "places": table.places, "numbers": table.numbers,
                                    "missing": "; ".join(table.missing), "studies": "; ".join(studies)}
+        said |= {str(level): count for level, count in counts.items()}
         data.append(said)
     header = ("Table", "Numbers", *(level.capitalize() for level in LEVELS), "Held against it", "Base", "Paper")
     notes = ("Numbers: how many of the table's places have one. "

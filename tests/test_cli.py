@@ -191,7 +191,7 @@ def changed(tmp_path: Path, edit: Any) -> str:
 
 
 @pytest.mark.parametrize(("edit", "sentence"), [
-    (lambda study, table: table.update(tasks=["imdb9"], train=8), "unknown task 'imdb9'"),
+    (lambda study, table: table.pop("fair") and table.update(tasks=["imdb9"], train=8), "unknown task 'imdb9'"),
     (lambda study, table: table.update(base="bert9"), "unknown base 'bert9'"),
     (lambda study, table: study["rows"]["lora"].update(method="lora9"), "unknown method 'lora9'"),
     (lambda study, table: table.update(colour="red"), "colour: unknown key"),

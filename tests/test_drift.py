@@ -13,6 +13,7 @@ import pytest
 from benchmarks.gate import NOISES, Noise, answered, false_alarms, imagined, night, red, right
 from suite import drift
 from suite.drift import Items, Key, Run
+from suite.specs import ENGINE_VERSION
 from suite.study import Cell
 from suite.verdicts import Finding, Margins
 
@@ -161,9 +162,9 @@ def test_changed_answers_of_a_test_set_are_counted() -> None:
 
 
 def test_an_engine_of_another_version_is_told_and_not_red() -> None:
-    found = judged(change(spec_of(engine=2)))
+    found = judged(change(spec_of(engine=ENGINE_VERSION + 1)))
     assert not red(found)
-    assert any("engine: 2 where the baseline has 1" in finding.said for finding in found)
+    assert any(f"engine: {ENGINE_VERSION + 1} where the baseline has {ENGINE_VERSION}" in finding.said for finding in found)
 
 
 def test_a_learning_rate_changed_in_the_study_is_a_change_and_no_gap() -> None:

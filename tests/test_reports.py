@@ -198,7 +198,7 @@ def test_every_figure_has_a_text_and_files(reports: dict[str, Built], state: str
     for text, file in images:
         assert len(text) > 20
         assert (built.folder / file).stat().st_size > 1000
-    assert len(drawings) == {"empty": 0, "failed": 0, "finished": 12, "one": 5}.get(state, 7)
+    assert len(drawings) == {"empty": 0, "failed": 0, "finished": 12, "one": 5, "half": 5}.get(state, 7)
     for file in (built.folder / "figures").glob("*.svg"):
         with file.with_suffix(".csv").open(encoding="utf-8", newline="") as numbers_of_it:
             assert list(csv.DictReader(numbers_of_it)), file

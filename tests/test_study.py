@@ -480,7 +480,7 @@ GORA = one_of(list(registry.method("gora").Config.model_fields))
         (
             put(*TABLE, "models", "x"),
             f"{AT}.models: unknown key; use title, base, tasks, rows, reference, budgets, seeds, "
-            "train, test, recipe, learning_rates, options, sizes, unmet, evaluation, published, margins or notes",
+            "train, test, recipe, learning_rates, options, sizes, unmet, evaluation, published, margins, fair or notes",
         ),
         (put("rows", "lora", "labels", "x"), "rows.lora.labels: unknown key; use method, label or options"),
         (put("row", {}), "row: unknown key; use id, title, paper, about, rows or scales"),
