@@ -46,8 +46,9 @@ class Noise:
     memory: float = 0.0
 
 
-#: Equal code on equal CPUs; on a processor with other instructions, ten times what benchmarks/gate.py measures; a GPU that
-#: adds in no fixed order, as Hugging Face's own nights on GSM8K show it (loss .0002, accuracy .5 points of 1,319 items).
+#: Equal code on equal CPUs; a processor with other instructions, at a thousand times what short runs show (this benchmark's
+#: last line), since long ones drift apart; a GPU that adds in no fixed order, as Hugging Face's own nights on GSM8K show it
+#: (loss .0002, accuracy .5 points of 1,319 items).
 NOISES: Mapping[str, Noise] = {
     "equal machine": Noise(speed=0.03, memory=0.02),
     "another processor": Noise(loss=0.0002, flips=0.004, speed=0.05, memory=0.03),
