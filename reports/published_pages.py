@@ -93,7 +93,7 @@ def _page(table: PublishedTable, held: Sequence[tuple[str, str]]) -> Page:
 def _index(tables: Sequence[PublishedTable], held: dict[str, list[tuple[str, str]]]) -> Sheet:
     rows, data = [], []
     for table in tables:
-        counts = {level: table.evidence.get(level, 0) for level in LEVELS}
+        counts: dict[str, int] = {level: table.evidence.get(level, 0) for level in LEVELS}
         studies = list(dict.fromkeys(name.split(":")[0] for name, _ in held.get(table.id, ())))
         known = entry(f"{table.numbers} of {table.places}") if table.numbers else entry("none yet", "missing")
         bases = "; ".join(table.bases)
