@@ -110,7 +110,8 @@ def published_cells(table: published.PublishedTable) -> Listing:
     several = len(table.bases) > 1
     header = ["row", "rank", *(["base"] if several else []), *table.columns]
     rows: list[list[Any]] = [
-        [row.label, "—" if row.rank is None else str(row.rank), *([table.base_of(row)] if several else []),
+        [row.label, "—" if row.rank is None else str(row.rank),
+         *([table.base_of(row).rpartition("/")[2]] if several else []),
          *(_cell(table, row, column) for column in table.columns)] for row in table.rows]
     if len(table.columns) > 14:
         header, *rows = [list(line) for line in zip(header, *rows, strict=True)]

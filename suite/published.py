@@ -249,7 +249,9 @@ def load(name: str) -> PublishedTable:
         return _load(path, (written.st_mtime_ns, written.st_size))
     except FileNotFoundError:
         known = names()
-        alike = [one for one in known if name in one] or difflib.get_close_matches(Path(name).stem, known, 5, 0.4)
+        stem = Path(name).stem
+        alike = [one for one in known if stem in one or stem.partition("_")[0] == one.partition("_")[0]]
+        alike = alike or difflib.get_close_matches(stem, known, 5, 0.4)
         raise UserError(f"unknown published table {name!r}: use {one_of(alike or known)}; `suite list published` shows "
                         f"all {len(known)}") from None
 

@@ -283,8 +283,9 @@ def test_what_is_no_table_at_all_is_said(tmp_path: Path, content: bytes, sentenc
 
 
 def test_an_unknown_table_is_refused_with_those_like_it(tmp_path: Path) -> None:
-    for name, like in (("malora", "malora_ablation, malora_inter_domain"), ("gora_gleu_t5base", "gora_glue_t5base, "),
-                       (str(tmp_path / "lorasc2.yaml"), "lorasc, "), ("zzz", "adalora_components, ")):
+    for name, like in (("malora", "malora_ablation, malora_inter_domain"), (str(tmp_path / "lorasc2.yaml"), "lorasc, "),
+                       ("gora_gleu_t5base", "gora_ablations, gora_clip_vit_b16, gora_glue_t5base or "),
+                       ("zzz", "adalora_components, ")):
         with pytest.raises(UserError) as caught:
             published.load(name)
         assert str(caught.value).startswith(f"unknown published table {name!r}: use {like}")
