@@ -7,7 +7,7 @@ from typing import Any
 
 #: A published table of the form of T5-base's on GLUE, with all of its conventions met by runs of the suite.
 PRINTED: dict[str, Any] = {
-    "id": "printed", "paper": {"title": "A paper"}, "base": "google-t5/t5-base",
+    "id": "printed", "paper": {"title": "A paper", "table": "Table 1"}, "base": "google-t5/t5-base",
     "protocol": {"train": "one epoch", "metric": "accuracy", "split": "validation", "seeds": 5, "selection": "last"},
     "columns": ["glue-sst2", "glue-qnli", "avg"],
     "measures": {"accuracy": ["glue-sst2", "glue-qnli"], "mean": ["avg"]},
