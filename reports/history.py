@@ -69,8 +69,9 @@ def _comparisons(chapter: Chapter, kept: Sequence[regression.Regression]) -> She
         rows.append((Entry(day(made.time)), Entry(made.baseline or made.against),
                      entry(f"red ({red})", "failed") if red else Entry("nothing red"), Entry(str(len(made.findings))),
                      Entry(counts), entry(commit or numbers.DASH, code=bool(commit))))
+        counted: dict[str, Number] = {str(verdict): count for verdict, count in made.counts.items()}
         data.append({"time": made.time, "against": made.against, "baseline": made.baseline, "red": red,
-                     "findings": len(made.findings), "commit": made.commit, "dirty": made.dirty} | {str(verdict): count for verdict, count in made.counts.items()})
+                     "findings": len(made.findings), "commit": made.commit, "dirty": made.dirty, **counted})
     return Sheet(f"history-{chapter.name}", f"Comparisons of {chapter.study.title}, {chapter.scale}",
                  ("When", "Against", "Result", "Findings", "By verdict", "Commit"), tuple(rows), tuple(data), (),
                  frozenset({0, 1, 2, 4, 5}))
