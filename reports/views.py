@@ -146,7 +146,7 @@ def difference_entry(delta: Difference | None) -> Entry:
         title += f", adjusted {numbers.chance(q)}"
     if delta.effect is not None:
         title += f"; won {numbers.percent(delta.effect, 0)} % of the answers that differ"
-    found = f"{numbers.interval(delta.interval)}, finds {numbers.percent(delta.detectable)}"
+    found = f"{numbers.interval(delta.interval)}, finds\u00a0{numbers.percent(delta.detectable)}"
     return entry(text, *_if(delta.clear, "clear"), note=found, title=title)
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite import display, paths, study, tracking
-from suite.study import Scale
+from suite import baseline, display, paths, study
+from suite.study import Scale, Study
 
 #: Nights whose records are kept, the last one included.
 KEPT = 3
@@ -45,16 +45,13 @@ class Night:
 
 
 def run(scale: Scale, wanted: Sequence[str], tell: Callable[[str], None]) -> Night:
-    """Run studies at a scale into a results folder of this night, so that nothing is taken from earlier records; hold each
-    against its baseline and its published tables; build the site; write `summary.md`.
-
-    The history of nights and the MLflow pages stay where they always are; even caches are made anew.
+    """Run studies at a scale into folders of this night, so that nothing is taken from earlier records or caches; hold each
+    against its baseline and its published tables, where it has any; build the site; write `summary.md`.
     """
     root = paths.results() / "nightly"
     folder = root / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{scale}"
     folder.mkdir(parents=True)
-    environment = os.environ | {"SUITE_RESULTS": str(folder), "SUITE_HISTORY": str(paths.history()),
-                                "MLFLOW_TRACKING_URI": tracking.store_uri()}
+    environment = os.environ | {"SUITE_RUNS": str(folder / "runs"), "SUITE_CACHE": str(folder / "cache")}
     environment.pop("GITHUB_STEP_SUMMARY", None)  # written once, below
     steps: list[Step] = []
 
@@ -65,11 +62,18 @@ def run(scale: Scale, wanted: Sequence[str], tell: Callable[[str], None]) -> Nig
         steps.append(Step(where, name, code, time.monotonic() - began))
 
     for name in wanted:
-        suite("run", name, "run", name, "--scale", scale)
-        for against in ("baseline", "published"):
-            files = ("--markdown", str(folder / f"{name}-{against}.md"), "--junit", str(folder / f"{name}-{against}.xml"))
-            suite(against, name, "regress", name, "--scale", scale, "--against", against, *files)
-    suite("report", "", "report", "--all")
+        found = study.load(name)
+        found.edition(scale)
+        suite("run", found.id, "run", name, "--scale", scale)
+        for against in _comparisons(found, scale):
+            files = [str(folder / f"{found.id}-{against}.{kind}") for kind in ("md", "xml")]
+            suite(against, found.id, "regress", name, "--scale", scale, "--against", against,
+                  "--markdown", files[0], "--junit", files[1])
+    own = [name for name in wanted if name not in study.names()]
+    for name in own:
+        suite("report", "", "report", name, "--scale", scale)
+    if len(own) < len(wanted):
+        suite("report", "", "report", "--all")
     made = Night(folder, tuple(steps))
     text = summary(made, scale)
     (folder / "summary.md").write_text(text, encoding="utf-8")
@@ -83,15 +87,15 @@ def run(scale: Scale, wanted: Sequence[str], tell: Callable[[str], None]) -> Nig
 
 def summary(night: Night, scale: str) -> str:
     """The night in Markdown: a line a study, then what each comparison found."""
-    said = "green" if night.green else "RED"
-    lines = [f"# Nightly, {scale}: {said}", "", "| study | runs | time | baseline | published |", "|---|---|---|---|---|"]
+    lines = [f"# Nightly, {scale}: {'green' if night.green else 'RED'}", "",
+             "| study | runs | time | baseline | published |", "|---|---|---|---|---|"]
     named = list(dict.fromkeys(step.study for step in night.steps if step.study))
     for name in named:
         own = {step.name: step for step in night.steps if step.study == name}
-        lines.append(f"| {name} | {_word(own['run'])} | {display.duration(own['run'].seconds)} "
-                     f"| {_word(own['baseline'])} | {_word(own['published'])} |")
+        said = [_word(own[against]) if against in own else "none yet" for against in ("baseline", "published")]
+        lines.append(f"| {name} | {_word(own['run'])} | {display.duration(own['run'].seconds)} | {' | '.join(said)} |")
     whole = display.duration(sum(step.seconds for step in night.steps))
-    lines += ["", f"{whole} in all. The report: {'written' if night.steps[-1].code == 0 else 'could not be written'}.", ""]
+    lines += ["", f"{whole} in all. The report {'is written' if night.steps[-1].code == 0 else 'could not be written'}.", ""]
     for name in named:
         for against in ("baseline", "published"):
             page = night.folder / f"{name}-{against}.md"
@@ -105,6 +109,12 @@ def names(scale: Scale) -> list[str]:
     return [name for name in study.names() if scale in study.load(name).scales]
 
 
+def _comparisons(of: Study, scale: Scale) -> list[str]:
+    """What there is to hold a study against."""
+    printed = any(table.published is not None for table in of.edition(scale).tables.values())
+    return [*(["baseline"] if baseline.names(of.id, scale) else []), *(["published"] if printed else [])]
+
+
 def _word(step: Step) -> str:
     """What a step's exit code says in a table."""
-    return {0: "good", 1: "**red**", 2: "**not done**"}.get(step.code, f"**exit code {step.code}**")
+    return {0: "green", 1: "**red**", 2: "**not done**"}.get(step.code, f"**exit code {step.code}**")

@@ -19,13 +19,13 @@ def results() -> Path:
 
 
 def runs() -> Path:
-    """One folder per run, named by the run's id."""
-    return results() / "runs"
+    """One folder per run, named by the run's id: `$SUITE_RUNS`, else in the results folder."""
+    return Path(os.environ.get("SUITE_RUNS", results() / "runs"))
 
 
 def cache() -> Path:
-    """Things that can be made again: gradient estimates."""
-    return results() / "cache"
+    """Things that can be made again, gradient estimates and calibrations: `$SUITE_CACHE`, else in the results folder."""
+    return Path(os.environ.get("SUITE_CACHE", results() / "cache"))
 
 
 def assets() -> Path:
