@@ -35,11 +35,18 @@ def schedule(recipe: Recipe, steps: int) -> Tensor:
     return torch.tensor(factors, dtype=torch.float64)
 
 
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 class PackedAdamW:
     """AdamW over tensors that hold one slice per run.
 
     Each parameter is seen as `[runs, scalars]`; a solo run's parameters need no run axis of their own, since one run
     makes the whole tensor one row. `learning_rates` is the peak rate of each run.
+
+    A parameter narrower than float32 (a bfloat16 base that is trained itself) has a float32 master that is updated in its
+    place and rounded into it: a step is mostly smaller than what bfloat16 can show.
     """
 
     def __init__(self, parameters: Iterable[tuple[nn.Parameter, Tensor | None]], runs: int,
@@ -48,14 +55,15 @@ class PackedAdamW:
         self.ratios: list[Tensor | None] = []
         for parameter, ratio in parameters:
             self.parameters.append(parameter)
-            self.ratios.append(None if ratio is None else ratio.to(parameter.device, parameter.dtype)[:, None])
+            self.ratios.append(None if ratio is None else ratio.to(parameter.device, _wide(parameter))[:, None])
         self.runs = runs
         self.recipe = recipe
         self.device = self.parameters[0].device
-        dtype = self.parameters[0].dtype
+        dtype = _wide(self.parameters[0])
         self.rates = torch.tensor(learning_rates, dtype=dtype, device=self.device)[:, None]  # [runs, 1]
-        self.m = [torch.zeros_like(p) for p in self.parameters]
-        self.v = [torch.zeros_like(p) for p in self.parameters]
+        self.masters: list[Tensor] = [p.detach().to(_wide(p)) for p in self.parameters]  # the parameter itself where wide
+        self.m = [torch.zeros_like(master) for master in self.masters]
+        self.v = [torch.zeros_like(master) for master in self.masters]
         self.alive = torch.ones(runs, dtype=torch.bool, device=self.device)
         self.steps = 0
 
@@ -69,7 +77,7 @@ class PackedAdamW:
         self.steps += 1
         recipe = self.recipe
         with_gradient = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        squares = [self._rows(self.parameters[i].grad).square().sum(1) for i in with_gradient]
+        squares = [self._rows(self.parameters[i].grad).to(self.m[i].dtype).square().sum(1) for i in with_gradient]
         norms = torch.stack(squares).sum(0).sqrt()  # [runs]
         self.alive &= torch.isfinite(norms) & torch.isfinite(losses)
         clip = norms.new_ones(()) if recipe.clip is None else (recipe.clip / (norms + 1e-6)).clamp(max=1.0)
@@ -81,7 +89,7 @@ class PackedAdamW:
             parameter = self.parameters[i]
             # nan_to_num: zero times NaN would still be NaN in a run that has stopped.
             gradient = torch.nan_to_num(self._rows(parameter.grad), posinf=0.0, neginf=0.0) * scale
-            p, m, v = self._rows(parameter), self._rows(self.m[i]), self._rows(self.v[i])
+            p, m, v = self._rows(self.masters[i]), self._rows(self.m[i]), self._rows(self.v[i])
             ratio = self.ratios[i]
             rate = rates if ratio is None else rates * ratio
             m.lerp_(gradient, 1 - recipe.beta1)
@@ -90,6 +98,8 @@ class PackedAdamW:
             if recipe.weight_decay:
                 p.mul_(1 - rate * recipe.weight_decay)
             p.sub_(rate * (m / correction1) / denominator)
+            if self.masters[i].dtype != parameter.dtype:
+                parameter.copy_(self.masters[i])
         return norms
 
     def drop_gradients(self) -> None:
@@ -106,6 +116,7 @@ class PackedAdamW:
     def snapshot(self) -> dict[str, Tensor]:
         """All that steps change beside the parameters, by name; the tensors live on and are not copies."""
         moments = {f"{name}.{i}": moment for name, held in (("m", self.m), ("v", self.v)) for i, moment in enumerate(held)}
+        moments |= {f"w.{i}": self.masters[i] for i in self._narrow()}
         return {**moments, "alive": self.alive, "steps": torch.tensor(self.steps)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -115,6 +126,11 @@ class PackedAdamW:
         for name, held in (("m", self.m), ("v", self.v)):
             for i, moment in enumerate(held):
                 moment.copy_(tensors[f"{name}.{i}"])
+        for i in self._narrow():
+            self.masters[i].copy_(tensors[f"w.{i}"])
+
+    def _narrow(self) -> list[int]:
+        return [i for i, parameter in enumerate(self.parameters) if self.masters[i].dtype != parameter.dtype]
 
     def _rows(self, tensor: Tensor | None) -> Tensor:
         assert tensor is not None

@@ -200,3 +200,23 @@ def test_one_step_and_no_warmup_start_at_the_peak() -> None:
     assert schedule(Recipe(learning_rate=1.0, warmup_ratio=0), 1).tolist() == [1.0]
     assert schedule(Recipe(learning_rate=1.0, warmup_ratio=0), 2).tolist() == pytest.approx([1.0, 0.5])
     assert schedule(Recipe(learning_rate=1.0, warmup_ratio=0.9), 1).tolist() == [1.0]
+
+
+def test_a_bfloat16_parameter_moves_by_steps_that_it_cannot_show_one_by_one() -> None:
+    recipe = Recipe(learning_rate=1e-5, weight_decay=0.1)
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(64, generator=draw).bfloat16()
+    narrow, wide = nn.Parameter(start.clone()), nn.Parameter(start.float())
+    ours = PackedAdamW([(narrow, None)], 1, [1e-5], recipe)
+    theirs = PackedAdamW([(wide, None)], 1, [1e-5], recipe)
+    grad = torch.randn(64, generator=draw).bfloat16()
+    for _ in range(600):
+        step(ours, [grad], losses=torch.zeros(1))
+        step(theirs, [grad.float()], losses=torch.zeros(1))
+    assert narrow.dtype == torch.bfloat16
+    assert torch.equal(narrow.detach(), wide.detach().bfloat16())
+    assert (narrow != start).float().mean() > 0.5
+
+    other = PackedAdamW([(nn.Parameter(start.clone()), None)], 1, [1e-5], recipe)
+    other.restore(ours.snapshot())
+    assert torch.equal(other.masters[0], wide.detach())
