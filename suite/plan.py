@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 from suite import bases, calibration, environment, limits, records, registry
 from suite.bases import Base
 from suite.calibration import Calibration
+from suite.limits import Limits
 from suite.method import Layer, Shapes
 from suite.objectives import CHUNK
 from suite.specs import RunSpec
@@ -129,6 +131,8 @@ class PlannedRun:
     seconds: float
     memory: float
     fits: bool = True
+    at_once: int | None = None  # items of a batch that are computed together; None: all
+    recompute: bool = False  # whether activations are computed again
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,7 @@ class _Facts:
     size: str | None
     structure: Hashable
     estimate: Estimate
+    fits: Limits
     measured: Calibration | None
     knee: int
 
@@ -218,6 +223,7 @@ def make(study: Study, scale: Scale, cells: Sequence[Cell], pack_size: int | Non
             status=known.get(spec.id, "planned"), skip=found.skip,
             seconds=expected.seconds, memory=expected.memory,
             fits=machine.capacity is None or expected.memory <= machine.capacity,
+            at_once=found.fits.items, recompute=found.fits.recompute,
         ))
     left = [spec for spec in specs if known.get(spec.id) not in records.DONE]
     groups = _groups(left, facts)
@@ -269,11 +275,11 @@ def _facts_of(spec: RunSpec, machine: Machine, measured: Calibration | None) -> 
     config = method.Config.model_validate(spec.method.config)
     head = shapes.head if method.trains != "nothing" else 0
     total = 0 if spec.unmet else method.trainable(config, shapes) + head
-    expected = estimate(spec, machine, measured)
+    expected, fits = fitting(spec, machine, measured)
     return _Facts(
         skip=method.skip(base.kind, task.kind) or spec.unmet, trainable=total, share=total / shapes.parameters,
         size=None if method.size is None or spec.unmet else f"{method.size} {getattr(config, method.size)}",
-        structure=method.structure(config) if method.packs else None, estimate=expected, measured=measured,
+        structure=method.structure(config) if method.packs else None, estimate=expected, fits=fits, measured=measured,
         knee=measured.knee if measured else _assumed_knee(expected))
 
 
@@ -366,9 +372,32 @@ def _rates(facts: Mapping[str, _Facts], left: Sequence[RunSpec]) -> str:
     return f"{here}, and assumed for what was not measured" if any(one is None for one in found) else here
 
 
-def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = None) -> Estimate:
+def fitting(spec: RunSpec, machine: Machine, measured: Calibration | None = None) -> tuple[Estimate, Limits]:
+    """How a run alone is made to fit into `FILLED` of a worker's memory, and what it then costs: as it is, or in parts of
+    its batches (half of what is too much), or, where one item is still too much, with activations computed again, in the
+    largest parts that fit then. What fits in no way is left as it is."""
+    whole = Limits()
+    found = estimate(spec, machine, measured)
+    room = math.inf if machine.capacity is None else FILLED * machine.capacity
+    if found.memory <= room:
+        return found, whole
+    sizes = [spec.recipe.batch_size]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    for recompute in (False, True):
+        for items in sizes if recompute else sizes[1:]:
+            parts = Limits(items=items, recompute=recompute)
+            smaller = estimate(spec, machine, measured, parts)
+            if smaller.memory <= room:
+                return smaller, parts
+    return found, whole
+
+
+def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = None,
+             fits: Limits | None = None) -> Estimate:
     """Expected seconds and peak bytes of one run, from counts of operations and scalars. What was `measured` of the run's
-    workload on this machine takes the place of the assumed rate, launching included.
+    workload on this machine takes the place of the assumed rate, launching included. `fits`: the parts in which its batches
+    are computed, and whether activations are computed again.
 
     Operations per token, with N = scalars of the linear layers that see it and P = trained scalars: a forward
     pass 2N + 2P, an adapter's step 4N + 6P, full fine-tuning 6N, a gradient estimate 6N. A training step
@@ -385,8 +414,9 @@ def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = Non
     - activations, for every token of the largest batch (`LONGEST` times the mean length, at most
       `max_length`): input and output of every linear layer at that width. In a BERT block these are 18
       scalars per hidden unit, 36 bytes in half precision, where Korthikanti et al. (2022, eq. 2) count 34
-      without the attention scores, which SDPA does not keep. Nothing is recomputed, and no batch is accumulated
-      from parts. Where no gradient passes through the base, one layer's activations are there at a time;
+      without the attention scores, which SDPA does not keep. Of a batch in parts, those of one part. Computed again, those
+      of one block and the input of every block. Where no gradient passes through the base, one layer's activations are
+      there at a time;
     - for causal bases, 12 per token of that batch and entry of the vocabulary, as if every position carried loss, but for no
       more than `objectives.CHUNK` of them: logits, log-probabilities and their gradient in float32.
     """
@@ -396,6 +426,7 @@ def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = Non
         return Estimate(0.1, machine.overhead, machine.overhead)
     shapes, config = bases.shapes(base, task), method.Config.model_validate(spec.method.config)
     recipe, evaluation, trains = spec.recipe, spec.evaluation, method.trains
+    fits = fits or Limits()
     layers = _busy(base, task, shapes)
     trained = 0 if trains == "nothing" else method.trainable(config, shapes) + shapes.head
     N = sum(x.in_features * x.out_features for x in layers)
@@ -418,16 +449,22 @@ def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = Non
         "head": (2 * N, 1 / 3),
         "nothing": (0, 0.0),
     }[trains]
-    phases = (phase(train, recipe.batch_size, tokens, step, passes),
+    at_once = min(fits.items or recipe.batch_size, recipe.batch_size)
+    if fits.recompute:
+        step, passes = step + 2 * N + 2 * trained, passes + 1 / 3
+    phases = (phase(train, at_once, tokens, step, passes),
               phase(scored, evaluation.batch_size, tokens + answer, 2 * N + 2 * trained, (1 + answer) / 3))
 
     width = 4 if recipe.precision == "float32" else 2
     common = machine.overhead + (0 if trains == "base" else width * shapes.parameters)
     if trains in ("adapter", "base", "foreign"):
         kept = activations(layers, width)
+        if fits.recompute:
+            blocks = len({found[0] if (found := re.match(r".*?\.\d+\.", x.name)) else "" for x in layers})
+            kept = -(-kept // blocks) + blocks * width * layers[0].in_features
     else:
         kept = max((activations([x], width) for x in layers), default=0)
-    largest = recipe.batch_size * min(recipe.max_length, LONGEST * task.mean_tokens)
+    largest = at_once * min(recipe.max_length, LONGEST * task.mean_tokens)
     logits = 12 * min(largest * base.config["vocab_size"], CHUNK) if base.kind == "causal" and trains != "nothing" else 0
     memory = common + method.bytes_per_scalar * trained + largest * kept + logits
     found = Estimate(machine.start_seconds, memory, common, phases)
@@ -473,6 +510,8 @@ def summary(runs: Sequence[PlannedRun]) -> tuple[list[str], list[list[object]]]:
         trained = sorted({run.trainable for run in found})
         todo = sum(run.status not in records.DONE for run in found)
         notes = [run.skip or "more memory than the machine has" for run in found if run.skip or not run.fits]
+        notes += [f"{run.at_once} items at a time" + (", activations computed again" if run.recompute else "")
+                  for run in found if run.at_once and not run.skip]
         rows.append([
             found[0].label, budget or "—", found[0].size or "—", len(found), todo,
             ", ".join(f"{rate:g}" for rate in dict.fromkeys(run.learning_rate for run in found)),

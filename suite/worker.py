@@ -144,7 +144,7 @@ class Worker:
             keeper = checkpoint.Checkpoint(specs, clock.seconds)
             environment.release()
             idle = environment.resident()
-            fits = limits.known(first)
+            fits = self._fits(first)
             with environment.PeakMemory(self.device.type) as during, recomputed(packed.model, fits.recompute):
                 if method.trains != "nothing":
                     trained = train(packed, specs, train_set, self._loss(packed, task),
@@ -212,6 +212,15 @@ class Worker:
         made = self._assemble([record.spec], _Clock(), lambda phase, done, total: None)
         made.packed.load(0, load_file(path))
         return made.packed, made.loaded
+
+    def _fits(self, spec: RunSpec) -> limits.Limits:
+        """What is known to fit; on a GPU of which nothing is known yet, what is expected to."""
+        from suite import plan
+
+        known = limits.known(spec)
+        if self.device.type != "cuda" or known != limits.Limits():
+            return known
+        return plan.fitting(spec, plan.local("bench", run=True))[1]
 
     def _assemble(self, specs: Sequence[RunSpec], clock: _Clock, progress: Progress) -> _Assembled:
         """Base, data and the pack of runs on it, ready to train."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import transformers
 
 from suite import bases, limits, packing, plan, records, registry, study
 from suite.batches import Encoded, EncodedSet, collate
+from suite.limits import Limits
 from suite.method import Shapes, Start
 from suite.objectives import CHUNK, language_loss
 from suite.packing import Packed
-from suite.plan import MACHINES, Estimate, Plan, PlannedRun, estimate
+from suite.plan import MACHINES, Estimate, Plan, PlannedRun, estimate, fitting
 from suite.records import Record
 from suite.specs import RunSpec
 from suite.study import Cell, Scale
@@ -141,12 +143,27 @@ def test_memory_of_full_fine_tuning_is_sixteen_bytes_a_scalar_and_activations() 
 def test_memory_of_an_adapter_is_the_base_its_state_and_activations() -> None:
     run = one("paper", "table=gsm8k", "method=lora", "rank=8")
     kept = TOKENS * 5_242_880
-    assert run.memory == pytest.approx(IDLE + 2 * BASE + 16 * 6_815_744 + kept + LOGITS)
+    whole = estimate(spec("paper", "table=gsm8k", "method=lora", "rank=8"), MACHINES["paper"])
+    assert whole.memory == pytest.approx(IDLE + 2 * BASE + 16 * 6_815_744 + kept + LOGITS)
+    assert whole.memory > 80e9
+    assert (run.at_once, run.recompute, run.fits) == (16, False, True)  # 64 and 32 items are more than 64 GB
+    assert run.memory == pytest.approx(IDLE + 2 * BASE + 16 * 6_815_744 + kept / 4 + LOGITS)
     small = changed(spec("paper", "table=gsm8k", "method=lora", "rank=8"), batch_size=4)
     assert estimate(small, MACHINES["paper"]).memory == pytest.approx(
         IDLE + 2 * BASE + 16 * 6_815_744 + kept / 16 + LOGITS
     )
     assert estimate(small, MACHINES["paper"]).memory < 40e9
+
+
+def test_where_one_item_is_too_much_activations_are_computed_again_in_the_largest_parts_that_fit() -> None:
+    found, parts = fitting(spec("paper", "table=gsm8k", "method=lora", "rank=8"), replace(MACHINES["paper"], capacity=25e9))
+    # Of 400 tokens all blocks keep 2.1 GB, and 18.0 GB are there besides: more than 20. One block and 32 inputs of 8,192
+    # bytes are 425,984 bytes a token: 8 items fit.
+    assert parts == Limits(items=8, recompute=True)
+    assert found.memory == pytest.approx(IDLE + 2 * BASE + 16 * 6_815_744 + 8 * 400 * 425_984 + LOGITS)
+    plain = estimate(spec("paper", "table=gsm8k", "method=lora", "rank=8"), MACHINES["paper"])
+    assert found.seconds > 1.2 * plain.seconds
+    assert fitting(spec("paper", "table=gsm8k", "method=full"), MACHINES["paper"])[1] == Limits()
 
 
 def test_memory_of_t5_counts_its_encoder_for_items_and_every_scalar_for_state() -> None:
@@ -275,7 +292,7 @@ def test_the_summary_says_which_runs_need_more_memory_than_there_is() -> None:
     header, rows = plan.summary(planned("paper", "table=gsm8k", "method=full,lora", "rank=8,None").runs)
     note = header.index("note")
     assert [row[0] for row in rows] == ["Full fine-tuning", "LoRA"]
-    assert [row[note] for row in rows] == ["more memory than the machine has"] * 2
+    assert [row[note] for row in rows] == ["more memory than the machine has", "16 items at a time"]
     assert [row[header.index("GiB")] for row in rows] == ["246", "142"]
     assert rows[1][header.index("trained")] == "6,815,744"
     _, fitting = plan.summary(planned("paper", "task=glue-cola", "method=lora").runs)
