@@ -293,7 +293,7 @@ def test_the_summary_says_which_runs_need_more_memory_than_there_is() -> None:
     note = header.index("note")
     assert [row[0] for row in rows] == ["Full fine-tuning", "LoRA"]
     assert [row[note] for row in rows] == ["more memory than the machine has", "16 items at a time"]
-    assert [row[header.index("GiB")] for row in rows] == ["246", "142"]
+    assert [row[header.index("GiB")] for row in rows] == ["246", "48"]
     assert rows[1][header.index("trained")] == "6,815,744"
     _, fitting = plan.summary(planned("paper", "task=glue-cola", "method=lora").runs)
     assert fitting[0][note] == ""
