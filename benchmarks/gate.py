@@ -231,7 +231,7 @@ def labels() -> Iterator[None]:
 
     def forget() -> None:
         data.load.cache_clear()
-        data._splits.cache_clear()
+        data.splits.cache_clear()
 
     forget()
     try:

@@ -157,9 +157,9 @@ def test_changed_test_labels_change_no_tuning_run(known: Study, tmp_path: Path, 
     lora = fair.survey(known, "desk")[0]
     cells = [cell for point in lora.points[-2:] for cell in point.cells]
     before = {cell.spec.id: records.load(cell.spec.id) for cell in cells}
-    honest = data._splits("movie-sentiment")
+    honest = data.splits("movie-sentiment")
     turned = replace(honest, test=[replace(item, label=1 - (item.label or 0)) for item in honest.test])
-    monkeypatch.setattr(data, "_splits", lambda task: turned)
+    monkeypatch.setattr(data, "splits", lambda task: turned)
     monkeypatch.setenv("SUITE_RESULTS", str(tmp_path))
     data.load.cache_clear()
     worker = Worker()
