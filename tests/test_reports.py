@@ -639,7 +639,7 @@ def test_five_seeds_that_agree_make_a_claim(own_results: None) -> None:
     assert f"Clearly below LoRA: Head only ({numbers.signed(head.mean)})." in found
     shown = {row[0].text: row[1] for row in views.differences(table).rows}
     assert "clear" in shown["Head only"].marks
-    assert shown["Head only"].note.endswith(f"finds {numbers.percent(head.detectable)}")  # type: ignore[arg-type]
+    assert shown["Head only"].note.endswith(f"finds\u00a0{numbers.percent(head.detectable)}")  # type: ignore[arg-type]
 
 
 # Escaping, sameness, speed
