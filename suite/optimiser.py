@@ -61,9 +61,9 @@ class PackedAdamW:
         self.device = self.parameters[0].device
         dtype = _wide(self.parameters[0])
         self.rates = torch.tensor(learning_rates, dtype=dtype, device=self.device)[:, None]  # [runs, 1]
-        self.masters: list[Tensor] = [p.detach().to(_wide(p)) for p in self.parameters]  # the parameter itself where wide
-        self.m = [torch.zeros_like(master) for master in self.masters]
-        self.v = [torch.zeros_like(master) for master in self.masters]
+        self.masters = [p.detach().to(_wide(p)) if p.dtype != _wide(p) else None for p in self.parameters]
+        self.m = [torch.zeros_like(p, dtype=_wide(p)) for p in self.parameters]
+        self.v = [torch.zeros_like(p, dtype=_wide(p)) for p in self.parameters]
         self.alive = torch.ones(runs, dtype=torch.bool, device=self.device)
         self.steps = 0
 
@@ -89,7 +89,9 @@ class PackedAdamW:
             parameter = self.parameters[i]
             # nan_to_num: zero times NaN would still be NaN in a run that has stopped.
             gradient = torch.nan_to_num(self._rows(parameter.grad), posinf=0.0, neginf=0.0) * scale
-            p, m, v = self._rows(self.masters[i]), self._rows(self.m[i]), self._rows(self.v[i])
+            master = self.masters[i]
+            p = self._rows(parameter if master is None else master)
+            m, v = self._rows(self.m[i]), self._rows(self.v[i])
             ratio = self.ratios[i]
             rate = rates if ratio is None else rates * ratio
             m.lerp_(gradient, 1 - recipe.beta1)
@@ -98,8 +100,8 @@ class PackedAdamW:
             if recipe.weight_decay:
                 p.mul_(1 - rate * recipe.weight_decay)
             p.sub_(rate * (m / correction1) / denominator)
-            if self.masters[i].dtype != parameter.dtype:
-                parameter.copy_(self.masters[i])
+            if master is not None:
+                parameter.copy_(master)
         return norms
 
     def drop_gradients(self) -> None:
@@ -116,8 +118,8 @@ class PackedAdamW:
     def snapshot(self) -> dict[str, Tensor]:
         """All that steps change beside the parameters, by name; the tensors live on and are not copies."""
         moments = {f"{name}.{i}": moment for name, held in (("m", self.m), ("v", self.v)) for i, moment in enumerate(held)}
-        moments |= {f"w.{i}": self.masters[i] for i in self._narrow()}
-        return {**moments, "alive": self.alive, "steps": torch.tensor(self.steps)}
+        masters = {f"w.{i}": master for i, master in enumerate(self.masters) if master is not None}
+        return {**moments, **masters, "alive": self.alive, "steps": torch.tensor(self.steps)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `snapshot` gave."""
@@ -126,11 +128,9 @@ class PackedAdamW:
         for name, held in (("m", self.m), ("v", self.v)):
             for i, moment in enumerate(held):
                 moment.copy_(tensors[f"{name}.{i}"])
-        for i in self._narrow():
-            self.masters[i].copy_(tensors[f"w.{i}"])
-
-    def _narrow(self) -> list[int]:
-        return [i for i, parameter in enumerate(self.parameters) if self.masters[i].dtype != parameter.dtype]
+        for i, master in enumerate(self.masters):
+            if master is not None:
+                master.copy_(tensors[f"w.{i}"])
 
     def _rows(self, tensor: Tensor | None) -> Tensor:
         assert tensor is not None

@@ -219,4 +219,13 @@ def test_a_bfloat16_parameter_moves_by_steps_that_it_cannot_show_one_by_one() ->
 
     other = PackedAdamW([(nn.Parameter(start.clone()), None)], 1, [1e-5], recipe)
     other.restore(ours.snapshot())
+    assert other.masters[0] is not None
     assert torch.equal(other.masters[0], wide.detach())
+
+
+def test_a_parameter_whose_data_was_exchanged_is_still_the_one_that_moves() -> None:
+    parameter = nn.Parameter(torch.zeros(1, 3))
+    adamw = PackedAdamW([(parameter, None)], 1, [1e-2], Recipe(learning_rate=1e-2))
+    parameter.data = torch.ones(1, 3)  # as peft's CPT does between steps
+    step(adamw, [torch.ones(1, 3)], losses=torch.zeros(1))
+    assert (parameter < 1).all()
