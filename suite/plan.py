@@ -460,7 +460,7 @@ def estimate(spec: RunSpec, machine: Machine, measured: Calibration | None = Non
     if trains in ("adapter", "base", "foreign"):
         kept = activations(layers, width)
         if fits.recompute:
-            blocks = len({found[0] if (found := re.match(r".*?\.\d+\.", x.name)) else "" for x in layers})
+            blocks = len({place[0] if (place := re.match(r".*?\.\d+\.", x.name)) else "" for x in layers})
             kept = -(-kept // blocks) + blocks * width * layers[0].in_features
     else:
         kept = max((activations([x], width) for x in layers), default=0)
