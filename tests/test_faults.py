@@ -309,11 +309,12 @@ def test_a_full_disk_ends_the_sweep_with_a_sentence_and_it_goes_on_when_there_is
     assert (first[0], second[0], third[0]) == ("1", "0", "2"), done.stderr
     assert [line for line in first[1].splitlines() if line and not line.endswith(":")] == [".drafts", ".leases"], first
     assert second[1].count("record.json") == 1
-    assert "there is no room left for" in done.stderr
-    assert "0 runs are kept, 1 are left" in done.stderr
-    assert "Traceback" not in done.stderr
+    said = " ".join(done.stderr.split())  # a long path wraps the lines elsewhere
+    assert "there is no room left for" in said
+    assert "0 runs are kept, 1 are left" in said
+    assert "Traceback" not in said
     if disk:
-        assert "cannot be written (Read-only file system)" in done.stderr
+        assert "cannot be written (Read-only file system)" in said
 
 
 SMALL = {
