@@ -25,10 +25,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from suite import drift, history, paths, records, snapshot, statistics
+from suite import drift, history, jsonlines, paths, records, snapshot, statistics
 from suite.drift import Items, Key, Run, Trail
 from suite.errors import UserError, one_of
 from suite.records import Record, Score
@@ -238,19 +238,12 @@ def read(folder: Path) -> Baseline:
 
 
 def _lines(file: Path, kind: type[Any]) -> list[Any]:
-    found = []
+    remedy = "bring it back from git"
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; bring it back from git") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            found.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{file}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-                            "bring it back from git") from None
-    return found
+        raise UserError(f"{file}: {error.strerror}; {remedy}") from None
+    return jsonlines.parse(text, kind, file, remedy)
 
 
 def compare(study: Study, scale: Scale, cells: Sequence[Cell], known: Mapping[str, Record], only: Sequence[str] = (),

@@ -16,11 +16,10 @@ from statistics import fmean, stdev
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from suite import environment, paths
+from suite import environment, jsonlines, paths
 from suite.drift import NIGHTS, Run, machine
-from suite.errors import UserError
 from suite.records import Record
 from suite.specs import digest
 from suite.verdicts import Finding
@@ -107,15 +106,7 @@ def load(study: str, scale: str) -> list[Night]:
     file = paths.history() / f"{study}-{scale}.jsonl"
     if not file.exists():
         return []
-    found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            found.append(Night.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{file}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-                            "take the line out") from None
-    return found
+    return jsonlines.parse(file.read_text(encoding="utf-8"), Night, file, "take the line out")
 
 
 def series(nights: Sequence[Night], measure: Measure) -> dict[tuple[str, str, str], list[float | None]]:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from suite import cli, ledger, paths, published, records
+from suite import ledger, paths, published, records
 from suite import study as studies
 from suite.records import Record
+from tests.command import suite
 
 STUDY = Path("suite/studies/gora.yaml")
 
@@ -24,18 +25,6 @@ def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUITE_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("SUITE_REPORTS", str(tmp_path / "reports"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run the command in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["suite", *words])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.mark.parametrize("kind", ["methods", "tasks", "bases", "studies", "published"])

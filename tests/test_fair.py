@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +20,13 @@ import pytest
 from reports import fair as pages
 from reports import study_page
 from reports.tables import measure
-from suite import cli, fair, records, snapshot
+from suite import fair, records, snapshot
 from suite import study as studies
 from suite.errors import UserError
 from suite.records import Data, Record, Score
 from suite.statistics import difference
 from suite.study import Cell, Grid, Study
+from tests import command
 
 GRID = {"lowest": 1e-3, "highest": 1e-2, "extensions": 3}
 FAIR: dict[str, Any] = {"grid": GRID, "tuning_seeds": [7, 8], "test_seeds": [20, 21, 22], "validation": 100}
@@ -378,14 +378,8 @@ def test_a_study_without_a_fair_block_says_so() -> None:
 # The command line.
 
 def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run the command in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["suite", *words])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
+    """The command's exit code, its standard output without line breaks, its standard error."""
+    code, out, err = command.suite(monkeypatch, capsys, *words)
     return code, " ".join(out.split()), err
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,11 +14,12 @@ import yaml
 from mlflow import MlflowClient
 from printed import NOISE, PRINTED, ROWS, TABLE
 
-from suite import baseline, cli, records, regression, study, tracking, verdict_output
+from suite import baseline, records, regression, study, tracking, verdict_output
 from suite.errors import UserError
 from suite.records import Record, Score
 from suite.regression import Regression
 from suite.verdicts import Finding
+from tests.command import suite
 
 #: What JUnit readers accept in an element, and the attributes that they need.
 JUNIT = {"testsuites": {"testsuite"}, "testsuite": {"testcase"},
@@ -57,17 +57,6 @@ def keep(path: Path, rows: Sequence[str], shift: float = 0.0, seeds: Sequence[in
             mean = {"glue-sst2": 94.0, "glue-qnli": 92.0}[cell.spec.task.id] + shift
             score = Score(metric="accuracy", value=(mean + NOISE[cell.spec.seed]) / 100, items=872, stderr=0.01)
             records.save(Record(id=cell.spec.id, spec=cell.spec, status="finished", scores=[score]))
-
-
-def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["suite", *words])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def regress(path: Path, *words: str) -> tuple[str, ...]:
